@@ -1,0 +1,1 @@
+"""Flax modules: parameters in, arrays out."""

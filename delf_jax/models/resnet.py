@@ -1,0 +1,362 @@
+"""ResNet with bottleneck units, to conv4_x or conv5_x, in three weight layouts.
+
+The same code is ResNet-50 (`units=(3, 4, 6)`, `width=64`), ResNet-101
+(`units=(3, 4, 23)`) and networks of a million parameters for tests and
+laptops. Photographs of different sizes may share one padded array: with
+`sizes` given, every activation outside a photograph is zero, as it is where
+the convolution itself pads, so that padding changes no feature.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from delf_jax.models.receptive_field import Layer, Padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a family of published weights lays out its network.
+
+  Attributes:
+    stride_unit: the unit of a stage that halves the map: "first", or "last"
+      (which then halves it for the next stage).
+    stride_conv: the convolution of that unit that does it, 1 (the 1x1) or 2
+      (the 3x3).
+    stem_padding: of the 7x7/2 convolution.
+    pool_padding: of the 3x3/2 maximum.
+    conv_bias: whether convolutions have biases beside BatchNorm.
+    epsilon: of BatchNorm.
+  """
+
+  stride_unit: Literal["first", "last"]
+  stride_conv: Literal[1, 2]
+  stem_padding: Padding
+  pool_padding: Padding
+  conv_bias: bool
+  epsilon: float
+
+
+# "slim" is the released TF1 DELF, "keras" the released TF2 one, "torchvision"
+# also timm's (ResNet v1.5).
+LAYOUTS: Mapping[str, Layout] = {
+  "slim": Layout("last", 2, 3, "same", False, 1e-5),
+  "keras": Layout("first", 1, "same", "valid", True, 1e-3),
+  "torchvision": Layout("first", 2, 3, 1, False, 1e-5),
+}
+
+EXPANSION = 4
+FIRST_STAGE = 2  # conv2_x; the stem is conv1
+
+
+def _stem(layout: Layout) -> tuple[Layer, Layer]:
+  return Layer(7, 2, layout.stem_padding), Layer(3, 2, layout.pool_padding)
+
+
+def _unit_stride(
+  layout: Layout, stage: int, unit: int, units: Sequence[int], end_stride: int
+) -> int:
+  """Returns the stride of unit `unit` of the stage with index `stage`."""
+  if layout.stride_unit == "first":
+    return 2 if stage > 0 and unit == 0 else 1
+  if unit < units[stage] - 1:
+    return 1
+  return 2 if stage < len(units) - 1 else end_stride
+
+
+def layers(
+  units: Sequence[int], *, layout: str, stage: int = 4, end_stride: int = 1
+) -> list[Layer]:
+  """Lists the spatial layers from the image to the output of a stage.
+
+  Args:
+    units: bottleneck units of conv2_x, conv3_x, ...
+    layout: a key of `LAYOUTS`.
+    stage: the last stage to list, 4 for conv4_x.
+    end_stride: see `ResNet`.
+  """
+  rules = LAYOUTS[layout]
+  found = list(_stem(rules))
+  for s in range(stage - FIRST_STAGE + 1):
+    for u in range(units[s]):
+      stride = _unit_stride(rules, s, u, units, end_stride)
+      first = stride if rules.stride_conv == 1 else 1
+      found += [Layer(1, first, 0), Layer(3, stride // first, 1)]
+  return found
+
+
+def map_size(size, path: Sequence[Layer]):
+  """Returns the feature map's length for an image length (int or array)."""
+  for layer in path:
+    size = layer.output_size(size)
+  return size
+
+
+class Conv(nn.Module):
+  """Convolution with an explicit kernel, square and without dilation.
+
+  1x1 convolutions are matrix products, which XLA runs faster on CPU.
+  """
+
+  features: int
+  kernel: int
+  stride: int = 1
+  padding: int = 0
+  use_bias: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:  # [b, h, w, c]
+    kernel = self.param(
+      "kernel",
+      nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+      (self.kernel, self.kernel, x.shape[-1], self.features),
+    )
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    if self.kernel == 1:
+      x = x[:, :: self.stride, :: self.stride]
+      y = jnp.einsum("bhwc,cf->bhwf", x, kernel[0, 0])
+    else:
+      y = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(self.stride, self.stride),
+        padding=[(self.padding, self.padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      )
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,))
+      y = y + bias.astype(self.dtype)[None, None, None, :]
+    return y
+
+
+def mask_outside(x: jax.Array, sizes: jax.Array | None) -> jax.Array:
+  """Zeroes [b, h, w, c] outside the first `sizes` [b, 2] rows and columns."""
+  if sizes is None:
+    return x
+  inside = inside_mask(sizes, x.shape[1:3])
+  return jnp.where(inside[..., None], x, jnp.zeros((), x.dtype))
+
+
+def inside_mask(sizes: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Returns [b, h, w] bool, True in the first `sizes` [b, 2] rows, columns."""
+  rows = jnp.arange(shape[0])[None, :] < sizes[:, :1]
+  columns = jnp.arange(shape[1])[None, :] < sizes[:, 1:]
+  return rows[:, :, None] & columns[:, None, :]
+
+
+def _pad_for(
+  x: jax.Array, layer: Layer, sizes: jax.Array | None
+) -> jax.Array:
+  """Pads [b, h, w, c] so that `layer` may run without padding of its own.
+
+  TensorFlow's "same" puts one pixel less in front of an even length. When the
+  lengths are only known at run time, the array is padded for the odd case and
+  shifted by one where the length is even.
+  """
+  if layer.padding == "valid":
+    return x
+  if layer.padding != "same":
+    around = (layer.padding, layer.padding)
+    return jnp.pad(x, ((0, 0), around, around, (0, 0)))
+  reach = layer.kernel // 2
+  if sizes is None:
+    around = []
+    for length in x.shape[1:3]:
+      front = reach - (1 - length % 2)
+      around.append((front, reach))
+    return jnp.pad(x, ((0, 0), *around, (0, 0)))
+  around = (reach, reach + 1)
+  x = jnp.pad(x, ((0, 0), around, around, (0, 0)))
+  shape = (x.shape[1] - 1, x.shape[2] - 1, x.shape[3])
+  shift = (sizes + 1) % 2
+  return jax.vmap(
+    lambda image, by: jax.lax.dynamic_slice(image, (by[0], by[1], 0), shape)
+  )(x, shift)
+
+
+class Bottleneck(nn.Module):
+  """1x1 - 3x3 - 1x1 with a shortcut; `ResNet` says what the fields mean."""
+
+  width: int
+  stride: int
+  layout: str
+  folded: bool
+  momentum: float
+  axis_name: str | None
+  dtype: Any
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, sizes: jax.Array | None, train: bool
+  ) -> jax.Array:
+    rules = LAYOUTS[self.layout]
+    first = self.stride if rules.stride_conv == 1 else 1
+
+    def conv_norm(x, index, features, kernel, stride=1):
+      suffix = "shortcut" if index is None else str(index)
+      x = Conv(
+        features,
+        kernel,
+        stride,
+        kernel // 2,
+        use_bias=rules.conv_bias or self.folded,
+        dtype=self.dtype,
+        name=f"conv{suffix}" if index else "shortcut",
+      )(x)
+      return _norm(self, f"bn_{suffix}", train)(x)
+
+    residual = nn.relu(conv_norm(x, 1, self.width, 1, first))
+    if sizes is not None:
+      sizes = Layer(1, first, 0).output_size(sizes)
+    residual = mask_outside(residual, sizes)
+    residual = nn.relu(
+      conv_norm(residual, 2, self.width, 3, self.stride // first)
+    )
+    residual = conv_norm(residual, 3, EXPANSION * self.width, 1)
+    if x.shape[-1] != EXPANSION * self.width:
+      x = conv_norm(x, None, EXPANSION * self.width, 1, self.stride)
+    else:
+      x = x[:, :: self.stride, :: self.stride]
+    return nn.relu(x + residual)
+
+
+def _norm(module, name: str, train: bool):
+  """Returns the BatchNorm called `name`, or nothing where it is folded."""
+  if module.folded:
+    return lambda x: x
+  return nn.BatchNorm(
+    use_running_average=not train,
+    momentum=module.momentum,
+    epsilon=LAYOUTS[module.layout].epsilon,
+    axis_name=module.axis_name if train else None,
+    dtype=module.dtype,
+    name=name,
+  )
+
+
+class ResNet(nn.Module):
+  """The backbone: an image in, the output of every stage out.
+
+  Attributes:
+    units: bottleneck units of conv2_x, conv3_x, conv4_x (and conv5_x).
+    width: channels inside the units of conv2_x; each stage doubles them and
+      puts out four times as many.
+    layout: a key of `LAYOUTS`.
+    end_stride: stride of the last unit in the "slim" layout, whose released
+      graph ends conv4_x with 2; 1 keeps output stride 16.
+    folded: BatchNorm is folded into the convolutions (`fold_batch_norm`).
+    momentum: of the running statistics.
+    axis_name: mapped axis over which training statistics are averaged.
+    dtype: compute precision; parameters and statistics stay float32.
+  """
+
+  units: Sequence[int] = (3, 4, 6)
+  width: int = 64
+  layout: str = "torchvision"
+  end_stride: int = 1
+  folded: bool = False
+  momentum: float = 0.9
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+
+  @property
+  def conv4_layers(self) -> list[Layer]:
+    """The spatial layers from the image to conv4_x."""
+    return layers(self.units, layout=self.layout, end_stride=self.end_stride)
+
+  @nn.compact
+  def __call__(
+    self,
+    images: jax.Array,
+    sizes: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> dict[str, jax.Array]:
+    """Runs the network.
+
+    Args:
+      images: [b, h, w, 3] normalised pixels.
+      sizes: [b, 2] int32 true height and width of each image inside the array;
+        None if they fill it.
+      train: use and update batch statistics.
+
+    Returns:
+      {"conv2": [b, h', w', c], "conv3": ..., ...} without a guarantee about
+      activations beyond an image's own map.
+    """
+    rules = LAYOUTS[self.layout]
+    stem, pool = _stem(rules)
+    x = mask_outside(images.astype(self.dtype), sizes)
+    x = Conv(
+      self.width,
+      stem.kernel,
+      stem.stride,
+      use_bias=rules.conv_bias or self.folded,
+      dtype=self.dtype,
+      name="conv1",
+    )(_pad_for(x, stem, sizes))
+    x = nn.relu(_norm(self, "bn_1", train)(x))
+    if sizes is not None:
+      sizes = stem.output_size(sizes)
+    # Zero padding is as good as none: after the rectifier nothing is smaller.
+    x = _pad_for(mask_outside(x, sizes), pool, sizes)
+    x = nn.max_pool(x, (pool.kernel,) * 2, (pool.stride,) * 2)
+    if sizes is not None:
+      sizes = pool.output_size(sizes)
+
+    stages = {}
+    for s, units in enumerate(self.units):
+      for u in range(units):
+        stride = _unit_stride(rules, s, u, self.units, self.end_stride)
+        x = Bottleneck(
+          self.width * 2**s,
+          stride,
+          self.layout,
+          self.folded,
+          self.momentum,
+          self.axis_name,
+          self.dtype,
+          name=f"conv{s + FIRST_STAGE}_{u + 1}",
+        )(x, sizes, train)
+        if sizes is not None:
+          sizes = Layer(1, stride, 0).output_size(sizes)
+      stages[f"conv{s + FIRST_STAGE}"] = x
+    return stages
+
+
+def fold_batch_norm(
+  params: Mapping[str, Any], batch_stats: Mapping[str, Any], *, layout: str
+) -> dict[str, Any]:
+  """Folds BatchNorm's running statistics into the convolutions.
+
+  Args:
+    params: of a `ResNet`, nested as Flax makes them.
+    batch_stats: of the same.
+    layout: the network's, for its epsilon.
+
+  Returns:
+    parameters of the same network with `folded=True`.
+  """
+  folded = {}
+  for name, child in params.items():
+    if name.startswith("bn_"):
+      continue
+    if "kernel" not in child:
+      folded[name] = fold_batch_norm(child, batch_stats[name], layout=layout)
+      continue
+    norm = f"bn_{name.removeprefix('conv')}"
+    statistics = batch_stats[norm]
+    gain = params[norm]["scale"] * jax.lax.rsqrt(
+      statistics["var"] + LAYOUTS[layout].epsilon
+    )
+    shift = child.get("bias", jnp.zeros_like(gain)) - statistics["mean"]
+    folded[name] = {
+      "kernel": child["kernel"] * gain[None, None, None, :],
+      "bias": params[norm]["bias"] + shift * gain,
+    }
+  return folded

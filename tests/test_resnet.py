@@ -1,0 +1,104 @@
+"""The backbone: counts, layouts, padding and folding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from delf_jax.models import resnet
+from delf_jax.models.resnet import ResNet
+
+
+def random_variables(model, seed=0, size=64):
+  """Variables with random statistics, so that nothing is accidentally 0/1."""
+  variables = model.init(jax.random.key(seed), jnp.zeros((1, size, size, 3)))
+  leaves, tree = jax.tree.flatten(variables)
+  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+  return jax.tree.unflatten(
+    tree,
+    [
+      leaf + 0.2 * jax.random.uniform(key, leaf.shape)
+      if leaf.ndim == 1
+      else leaf
+      for key, leaf in zip(keys, leaves, strict=True)
+    ],
+  )
+
+
+def count(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+  ("layout", "units", "parameters"),
+  [
+    ("torchvision", (3, 4, 6), 8_543_296),
+    ("torchvision", (3, 4, 6, 3), 23_508_032),
+    ("torchvision", (3, 4, 23), 27_535_424),
+    ("slim", (3, 4, 6), 8_543_296),
+    # Keras' convolutions carry biases, one a channel: 64 in the stem and
+    # 1,408 + 3,584 + 10,240 in the stages.
+    ("keras", (3, 4, 6), 8_543_296 + 15_296),
+  ],
+)
+def test_parameter_counts_are_those_of_the_published_networks(
+  layout, units, parameters
+):
+  model = ResNet(units=units, layout=layout)
+  variables = jax.eval_shape(
+    model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+  )
+  assert count(variables["params"]) == parameters
+
+
+@pytest.mark.parametrize("layout", sorted(resnet.LAYOUTS))
+@pytest.mark.parametrize("size", [(97, 130), (112, 75), (64, 64)])
+def test_padding_changes_no_feature(layout, size):
+  model = ResNet(units=(1, 2, 2), width=8, layout=layout)
+  variables = random_variables(model)
+  image = jax.random.normal(jax.random.key(3), (1, *size, 3))
+  plain = model.apply(variables, image)["conv4"]
+  canvas = jnp.full((2, 144, 160, 3), jnp.nan)
+  canvas = canvas.at[0, : size[0], : size[1]].set(image[0]).at[1].set(7.0)
+  sizes = jnp.array([size, (144, 160)])
+  padded = model.apply(variables, canvas, sizes)["conv4"]
+  height, width = (
+    resnet.map_size(length, model.conv4_layers) for length in size
+  )
+  assert plain.shape[1:3] == (height, width)
+  np.testing.assert_allclose(
+    padded[0, :height, :width], plain[0], rtol=1e-4, atol=1e-4
+  )
+
+
+@pytest.mark.parametrize("layout", sorted(resnet.LAYOUTS))
+def test_folding_batch_norm_changes_nothing(layout):
+  model = ResNet(units=(1, 1, 2), width=8, layout=layout)
+  variables = random_variables(model)
+  image = jax.random.normal(jax.random.key(3), (2, 65, 70, 3))
+  params = resnet.fold_batch_norm(
+    variables["params"], variables["batch_stats"], layout=layout
+  )
+  plain = model.apply(variables, image)["conv4"]
+  fast = model.clone(folded=True).apply({"params": params}, image)["conv4"]
+  np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_the_slim_layout_can_end_with_stride_32():
+  model = ResNet(units=(1, 1, 1), width=8, layout="slim", end_stride=2)
+  shape = jax.eval_shape(
+    lambda: model.init_with_output(
+      jax.random.key(0), jnp.zeros((1, 128, 128, 3))
+    )[0]["conv4"]
+  ).shape
+  assert shape[1:3] == (4, 4)
+
+
+def test_bfloat16_computes_with_float32_parameters():
+  model = ResNet(units=(1, 1, 1), width=8, dtype=jnp.bfloat16)
+  output, variables = model.init_with_output(
+    jax.random.key(0), jnp.ones((1, 64, 64, 3))
+  )
+  assert output["conv4"].dtype == jnp.bfloat16
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(variables)}
+  assert dtypes == {jnp.dtype(jnp.float32)}
