@@ -1,0 +1,1 @@
+"""Rankings in, numbers out: metrics, and the protocols that combine them."""
