@@ -149,9 +149,7 @@ def inside_mask(sizes: jax.Array, shape: tuple[int, int]) -> jax.Array:
   return rows[:, :, None] & columns[:, None, :]
 
 
-def _pad_for(
-  x: jax.Array, layer: Layer, sizes: jax.Array | None
-) -> jax.Array:
+def _pad_for(x: jax.Array, layer: Layer, sizes: jax.Array | None) -> jax.Array:
   """Pads [b, h, w, c] so that `layer` may run without padding of its own.
 
   TensorFlow's "same" puts one pixel less in front of an even length. When the
