@@ -1,0 +1,315 @@
+"""Photographs -> features on disk, by whichever kind of feature is asked for.
+
+The one place that knows what `--features` may name: a checkpoint, "rootsift"
+or "sift".
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from delf_jax import checkpoint, progress
+from delf_jax.data import folder
+from delf_jax.data.photographs import Photograph, read_photograph
+from delf_jax.errors import InputError
+from delf_jax.features import handcrafted, local_features, pyramid, store
+from delf_jax.features.local_features import LocalFeatures
+from delf_jax.models import resnet
+from delf_jax.models.delf import folded
+
+HANDCRAFTED = ("rootsift", "sift")
+MAX_SIDE = 1024
+MIN_SIDE = 16
+# Keyword arguments of `pyramid.make_extractor` that users may change.
+OPTIONS = (
+  "scales",
+  "score",
+  "score_threshold",
+  "iou_threshold",
+  "max_features",
+  "resize",
+)
+
+Extract = Callable[[Photograph], LocalFeatures]
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+  """One kind of feature, ready to run.
+
+  Attributes:
+    extract: photograph -> its features, with locations in the pixels of the
+      upright original; may be called from several threads.
+    settings: all that the result depends on, as JSON.
+    source: what `--features` named, to open the same extractor again.
+    max_side: photographs are reduced to this longest side first.
+  """
+
+  extract: Extract
+  settings: Mapping[str, Any]
+  source: str
+  max_side: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What became of a folder.
+
+  Attributes:
+    done: photographs extracted by this run.
+    kept: photographs that an earlier run had extracted.
+    features: stored by this run.
+    skipped: (path, reason) of those that could not be used.
+  """
+
+  done: int
+  kept: int
+  features: int
+  skipped: tuple[tuple[str, str], ...]
+
+
+def open_extractor(
+  features: str, *, max_side: int = MAX_SIDE, **options: Any
+) -> Extractor:
+  """Opens what `--features` names.
+
+  Args:
+    features: "rootsift", "sift", or a checkpoint that `delf_jax.train` wrote.
+    max_side: photographs are reduced to this longest side first.
+    options: override what the checkpoint recommends (keyword arguments of
+      `pyramid.make_extractor`); of handcrafted features, only `max_features`.
+
+  Raises:
+    InputError: if there is no such thing or an option does not apply.
+  """
+  if features in HANDCRAFTED:
+    unknown = sorted(options.keys() - {"max_features"})
+    if unknown:
+      raise InputError(
+        f"{', '.join(unknown)}: not an option of {features}; it applies to "
+        f"checkpoints alone"
+      )
+    count = options.get("max_features", 1000)
+    settings = {"kind": features, "max_features": count, "max_side": max_side}
+    return Extractor(
+      extract=lambda photograph: _in_original_pixels(
+        handcrafted.extract(
+          photograph.pixels, kind=features, max_features=count
+        ),
+        photograph,
+      ),
+      settings=settings,
+      source=features,
+      max_side=max_side,
+    )
+  model = checkpoint.load_model(features)
+  extraction = {**model.extraction, **options}
+  settings = {
+    "kind": "delf",
+    "fingerprint": model.fingerprint,
+    "max_side": max_side,
+    **extraction,
+  }
+  return Extractor(
+    extract=delf_extractor(model, max_side=max_side, **options),
+    settings=settings,
+    source=str(Path(features).absolute()),
+    max_side=max_side,
+  )
+
+
+def reopen(
+  settings: Mapping[str, Any], *, features: str | None = None
+) -> Extractor:
+  """Opens the extractor that a store was made with.
+
+  Args:
+    settings: of the store.
+    features: the checkpoint, if it is no longer where it was.
+
+  Raises:
+    InputError: if it is not the same any more.
+  """
+  names = (*OPTIONS, "max_side")
+  extractor = open_extractor(
+    features or settings["features"],
+    **{name: settings[name] for name in names if name in settings},
+  )
+  for key in ("kind", "fingerprint"):
+    if extractor.settings.get(key) != settings.get(key):
+      raise InputError(
+        f"{extractor.source!r} is not what the photographs of the index were "
+        f"extracted with; give that checkpoint with --features, or extract "
+        f"and index again"
+      )
+  return extractor
+
+
+def delf_extractor(
+  model: checkpoint.Model, *, max_side: int = MAX_SIDE, **options: Any
+) -> Extract:
+  """Builds the extraction of one photograph by a model.
+
+  Args:
+    model: a loaded checkpoint.
+    max_side: longest side of any photograph it will be given.
+    options: override `model.extraction`.
+  """
+  network, variables = folded(model.network, model.variables)
+  layers = network.backbone.conv4_layers
+  field = network.receptive_field
+  extract = pyramid.make_extractor(
+    pyramid.Network(
+      dense=lambda variables, images, sizes: network.apply(
+        variables, images, sizes, method="dense"
+      ),
+      map_size=lambda size: resnet.map_size(size, layers),
+      normalise=model.normalisation,
+      field_size=field.size,
+      stride=field.stride,
+    ),
+    **{**model.extraction, **options},
+  )
+  variables = jax.device_put(variables)
+  reduction = jax.device_put(model.reduction)
+
+  def extract_one(photograph: Photograph) -> LocalFeatures:
+    size = photograph.pixels.shape[:2]
+    canvas = np.zeros(
+      (1, *pyramid.canvas_for(*size, max_side=max_side), 3), np.uint8
+    )
+    canvas[0, : size[0], : size[1]] = photograph.pixels
+    features = extract(variables, reduction, canvas, np.array([size]))
+    features = jax.tree.map(lambda leaf: leaf[0], jax.device_get(features))
+    return _in_original_pixels(local_features.compact(features), photograph)
+
+  return extract_one
+
+
+def _in_original_pixels(
+  features: LocalFeatures, photograph: Photograph
+) -> LocalFeatures:
+  """Undoes the reduction to `max_side` in locations and scales."""
+  height, width = photograph.pixels.shape[:2]
+  ratio = np.array(
+    [photograph.height / height, photograph.width / width], np.float32
+  )
+  if np.all(ratio == 1):
+    return features
+  return features.replace(
+    locations=features.locations * ratio[None, :],
+    scales=features.scales * ratio.max(),
+  )
+
+
+def extract_file(extractor: Extractor, path: str | os.PathLike):
+  """Reads one photograph and extracts it.
+
+  Returns:
+    the photograph and its features.
+
+  Raises:
+    InputError: if it cannot be read or is too small for any feature.
+  """
+  photograph = read_photograph(path, max_side=extractor.max_side)
+  if min(photograph.height, photograph.width) < MIN_SIDE:
+    raise InputError(
+      f"{os.fspath(path)!r}: {photograph.width} x {photograph.height} pixels "
+      f"are too small for a feature; {MIN_SIDE} x {MIN_SIDE} is the least"
+    )
+  return photograph, extractor.extract(photograph)
+
+
+def extract_folder(
+  extractor: Extractor,
+  photos: str | os.PathLike,
+  output: str | os.PathLike,
+  *,
+  dtype: str = "float16",
+  workers: int | None = None,
+) -> Counts:
+  """Extracts every photograph under a folder into a store.
+
+  A store that an earlier run left unfinished is continued, and photographs
+  that are new in the folder are added to a finished one. A photograph that
+  cannot be used is skipped and reported.
+
+  Args:
+    extractor: the kind of feature.
+    photos: folder, searched recursively.
+    output: the store's directory.
+    dtype: of descriptors on disk: "float16", "float32" or "int8".
+    workers: photographs at a time; by default one a core.
+
+  Raises:
+    InputError: if the folder holds no photograph, the store is of other
+      settings, or the disk is full.
+  """
+  listing = folder.list_photographs(photos)
+  settings = {
+    **extractor.settings,
+    "features": extractor.source,
+    "photos": os.path.abspath(photos),
+  }
+  skipped = list(listing.problems)
+  done = count = 0
+  with store.open_writer(output, settings=settings, dtype=dtype) as writer:
+    kept = len(writer.done.intersection(listing.paths))
+    todo = [path for path in listing.paths if path not in writer.done]
+    for path, reason in listing.problems:
+      writer.skip(path, reason)
+
+    def work(path):
+      try:
+        return extract_file(extractor, Path(photos) / path)
+      except InputError as error:
+        return error
+
+    results = _in_order(work, todo, workers or os.cpu_count() or 1)
+    for path, result in progress.track(
+      results, label="extract", unit="photograph", total=len(todo)
+    ):
+      if isinstance(result, InputError):
+        writer.skip(path, str(result))
+        skipped.append((path, str(result)))
+        continue
+      photograph, features = result
+      writer.add(
+        path,
+        height=photograph.height,
+        width=photograph.width,
+        features=features,
+      )
+      done += 1
+      count += len(features.mask)
+    writer.finish()
+  return Counts(done=done, kept=kept, features=count, skipped=tuple(skipped))
+
+
+def _in_order(
+  work: Callable[[str], Any], items: Sequence[str], workers: int
+) -> Iterator[tuple[str, Any]]:
+  """Yields (item, work(item)) in order, a few in advance on threads.
+
+  Compiled programs leave Python's lock, so photographs run side by side.
+  """
+  ahead = collections.deque()
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    try:
+      for item in items:
+        ahead.append((item, pool.submit(work, item)))
+        if len(ahead) > 2 * workers:
+          first, future = ahead.popleft()
+          yield first, future.result()
+      while ahead:
+        first, future = ahead.popleft()
+        yield first, future.result()
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
