@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
 
 from delf_jax.errors import InputError
 
@@ -65,8 +65,9 @@ def run(main: Callable[[], int | None]) -> None:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses flags; a bad or missing one is an error of one line."""
-  from absl import flags
-
+  if {"--help", "-help", "-h", "--helpshort"}.intersection(argv[1:]):
+    app.usage(shorthelp=True, writeto_stdout=True)
+    sys.exit(0)  # absl's own --help calls this a failure
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:

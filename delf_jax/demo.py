@@ -1,0 +1,218 @@
+"""Shows the whole system at work and leaves a report to look at.
+
+  python -m delf_jax.demo
+  python -m delf_jax.demo --photos DIR
+
+Without --photos: makes synthetic landmarks, trains a small network on some of
+them, and lets it and RootSIFT find the others, which neither has seen, among
+clutter and with distractor queries. With --photos: indexes your folder with
+both and searches with a few of its photographs, each left out of its own
+search. Every step is a program of its own, printed as you would type it.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from delf_jax import (
+  database,
+  drawing,
+  presentation,
+  program,
+  report,
+  retrieval,
+)
+from delf_jax.data import folder, synthetic_folder
+from delf_jax.errors import InputError
+from delf_jax.evaluation import protocols
+
+CONFIG = Path(__file__).parent.parent / "configs" / "finetune.py"
+VARIANT = "synthetic_small"
+SYSTEMS = {"small DELF": "delf", "RootSIFT": "rootsift"}
+# None of these landmarks is among the first twenty, which are trained on.
+FIRST_UNSEEN = 1000
+UNSEEN, VIEWS, CLUTTER, DISTRACTORS = 15, 6, 30, 30
+FIGURES = {
+  "mAP_medium": "mAP, easy and hard",
+  "mAP_hard": "mAP, hard",
+  "mP@1": "mean precision at 1",
+  "R@90": "recall at 90 % precision",
+  "R@95": "recall at 95 % precision",
+}
+
+
+def run_program(name: str, **values: str | os.PathLike) -> None:
+  """Runs `python -m delf_jax.NAME` with flags, and shows the command.
+
+  Raises:
+    InputError: if it fails; it has said why.
+  """
+  arguments = [f"--{flag}={value}" for flag, value in values.items()]
+  print(f"\n$ python -m delf_jax.{name} {shlex.join(arguments)}", flush=True)
+  status = subprocess.run(
+    [sys.executable, "-m", f"delf_jax.{name}", *arguments], check=False
+  ).returncode
+  if status:
+    raise InputError(f"the demo stopped: delf_jax.{name} ended with {status}")
+
+
+def build_databases(photos: str, output: Path) -> None:
+  """Extracts and indexes a folder with every system."""
+  for kind in SYSTEMS.values():
+    features = output / "run" if kind == "delf" else kind
+    run_program(
+      "extract",
+      photos=photos,
+      features=features,
+      output=output / kind / "features",
+    )
+    run_program(
+      "build_index",
+      store=output / kind / "features",
+      kind="graph" if kind == "delf" else "exact",
+      output=output / kind / "index",
+    )
+
+
+def measure(output: Path, data: Path) -> list[report.Section]:
+  """Evaluates every system; returns the table and the curves."""
+  results, curves = {}, {}
+  truth = protocols.read_ground_truth(data / "ground_truth.json")
+  for name, kind in SYSTEMS.items():
+    run_program(
+      "evaluate",
+      photos=data / "photos",
+      ground_truth=data / "ground_truth.json",
+      distractors=data / "distractors",
+      features=output / "run" if kind == "delf" else kind,
+      output=output / kind,
+    )
+    results[name] = json.loads((output / kind / "metrics.json").read_text())
+    rankings = json.loads((output / kind / "rankings.json").read_text())
+    curves[name] = protocols.evaluate(
+      truth, rankings["queries"], rankings["distractors"]
+    )["curve"]
+  rows = [
+    [label, *(results[name][key] for name in SYSTEMS)]
+    for key, label in FIGURES.items()
+  ]
+  print(f"\n{'':26}" + "".join(f"{name:>12}" for name in SYSTEMS))
+  for label, *figures in rows:
+    print(f"{label:26}" + "".join(f"{figure:12.1f}" for figure in figures))
+  counts = next(iter(results.values()))
+  table = report.Table(
+    header=["in percent", *SYSTEMS],
+    rows=rows,
+    caption=f"{counts['num_queries']} queries and "
+    f"{counts['num_distractors']} distractor queries over "
+    f"{counts['settings']['photographs']} photographs.",
+    mark_best=True,
+  )
+  plot = report.Picture(
+    drawing.plot_precision_recall(curves),
+    "Precision against recall of both systems",
+    name="precision-recall",
+    narrow=True,
+  )
+  return [report.Section("How well they find", [table, plot])]
+
+
+def show_queries(
+  output: Path, photos: Sequence[str | os.PathLike]
+) -> list[report.Section]:
+  """Searches with a few photographs and draws what every system finds."""
+  sections = []
+  for name, kind in SYSTEMS.items():
+    opened = database.open_database(output / kind / "index")
+    print(f"\n{name}:")
+    sections.append(report.Section(f"What {name} finds", []))
+    for photo in photos:
+      try:
+        photograph, matches = opened.search(photo)
+      except InputError as error:
+        print(f"skipped {error}")
+        continue
+      best = matches[0] if matches else None
+      shown = drawing.visible(os.path.relpath(photo))
+      if best and best.score >= retrieval.MIN_INLIERS:
+        found = f"{drawing.visible(best.path)}, {best.score} inliers"
+      else:
+        found = "no match"
+      print(f"  {shown} -> {found}")
+      sections += presentation.query_sections(
+        photo,
+        photograph,
+        matches,
+        opened.photos,
+        min_inliers=retrieval.MIN_INLIERS,
+        threshold=retrieval.THRESHOLD,
+        most=2,
+      )
+  return sections
+
+
+def pick_queries(photos: str, count: int = 5) -> list[Path]:
+  """Picks photographs spread evenly over a folder."""
+  paths = folder.list_photographs(photos).paths
+  picks = np.linspace(0, len(paths) - 1, min(count, len(paths)))
+  return [Path(photos) / paths[round(pick)] for pick in picks]
+
+
+def main() -> int:
+  """Runs the demo."""
+  start = time.perf_counter()
+  values = flags.FLAGS
+  output = Path(values.output)
+  own = values.photos
+  if own:
+    folder.list_photographs(own)  # says now what would fail in minutes
+  data = output / "data"
+  run_program(
+    "train",
+    config=f"{os.path.relpath(CONFIG)}:{VARIANT}",
+    **{"config.dataset.path": output / "training_data"},
+    workdir=output / "run",
+  )
+  if own:
+    build_databases(own, output)
+    measured = []
+    queries = pick_queries(own)
+  else:
+    print("\nmaking landmarks that were not trained on ...", flush=True)
+    synthetic_folder.write_folder(
+      data,
+      seed=0,
+      num_landmarks=UNSEEN,
+      views=VIEWS,
+      first_landmark=FIRST_UNSEEN,
+      clutter=CLUTTER,
+      distractors=DISTRACTORS,
+    )
+    build_databases(str(data / "photos"), output)
+    measured = measure(output, data)
+    truth = protocols.read_ground_truth(data / "ground_truth.json")
+    queries = [data / "photos" / query.path for query in truth.queries[:30:10]]
+    queries += pick_queries(str(data / "distractors"), 1)
+  page = report.write_report(
+    output / "report",
+    title="delf_jax: what it finds",
+    lead="Each query is compared with every other photograph. Lines join local "
+    "features that one affine transform brings into place.",
+    sections=measured + show_queries(output, queries),
+  )
+  print(f"\ndone in {program.elapsed(start)}; look at {page}")
+  return 0
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("photos", None, "search a folder of your own.")
+  flags.DEFINE_string("output", "demo_output", "directory of all results.")
+  program.run(main)

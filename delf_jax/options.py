@@ -1,0 +1,109 @@
+"""Flags that several programs share, and their values as keyword arguments."""
+
+from typing import Any
+
+from absl import flags
+
+from delf_jax import extraction, retrieval
+from delf_jax.errors import InputError
+
+
+def define_features() -> None:
+  """Defines the flags that choose and tune a kind of feature."""
+  flags.DEFINE_string(
+    "features", None, "a training run, rootsift or sift.", required=True
+  )
+  flags.DEFINE_integer(
+    "max_side",
+    extraction.MAX_SIDE,
+    "photographs are reduced to this longest side, in pixels, first.",
+    lower_bound=64,
+  )
+  flags.DEFINE_integer(
+    "max_features",
+    None,
+    "features a photograph (1000, or as the checkpoint says).",
+    lower_bound=1,
+  )
+  flags.DEFINE_enum(
+    "score",
+    None,
+    ["l2_norm", "attention", "product"],
+    "what features are selected by (as the checkpoint says).",
+  )
+  flags.DEFINE_list(
+    "scales", None, "image pyramid, such as 0.5,1 (0.25 to 2, seven scales)."
+  )
+  flags.DEFINE_float(
+    "score_threshold", None, "features that score less are dropped (0)."
+  )
+  flags.DEFINE_float(
+    "iou_threshold",
+    None,
+    "of non-maximum suppression; 1 suppresses nothing (1).",
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
+  flags.DEFINE_integer(
+    "workers", None, "photographs at a time (one a core).", lower_bound=1
+  )
+
+
+def open_extractor(values: flags.FlagValues) -> extraction.Extractor:
+  """Opens the kind of feature that the flags of `define_features` ask for.
+
+  Raises:
+    InputError: if there is none, or a flag does not apply to it.
+  """
+  names = (
+    "max_features",
+    "score",
+    "scales",
+    "score_threshold",
+    "iou_threshold",
+  )
+  given = {
+    name: values[name].value for name in names if values[name].value is not None
+  }
+  if "scales" in given:
+    try:
+      given["scales"] = [float(scale) for scale in given["scales"]]
+    except ValueError as error:
+      raise InputError(f"--scales: {error}; expected e.g. 0.5,1") from error
+    if not given["scales"] or not all(0 < s <= 4 for s in given["scales"]):
+      raise InputError("--scales: every scale must lie above 0 and up to 4")
+  return extraction.open_extractor(
+    values.features, max_side=values.max_side, **given
+  )
+
+
+def define_search() -> None:
+  """Defines the flags of voting and verification."""
+  flags.DEFINE_integer(
+    "neighbours",
+    16,
+    "nearest index descriptors of a query descriptor.",
+    lower_bound=1,
+  )
+  flags.DEFINE_integer(
+    "candidates", 100, "photographs that are verified.", lower_bound=1
+  )
+  flags.DEFINE_enum(
+    "counting",
+    "one_to_one",
+    ["one_to_one", "plain"],
+    "inliers: distinct features and places, or every match.",
+  )
+  flags.DEFINE_float(
+    "threshold",
+    retrieval.THRESHOLD,
+    "largest residual of an inlier, in pixels of photographs reduced to "
+    f"{retrieval.REFERENCE_SIDE}.",
+    lower_bound=0.0,
+  )
+
+
+def search_options(values: flags.FlagValues) -> dict[str, Any]:
+  """Returns the flags of `define_search` as `retrieval.search` takes them."""
+  names = ("neighbours", "candidates", "counting", "threshold")
+  return {name: values[name].value for name in names}

@@ -1,0 +1,203 @@
+"""Folders of photographs, good and bad, into stores."""
+
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from delf_jax import checkpoint, extraction
+from delf_jax.data.photographs import Photograph
+from delf_jax.errors import InputError
+from delf_jax.features import store
+from delf_jax.models.normalisation import NORMALISATIONS
+
+
+def textured(height, width, seed=0):
+  generator = np.random.default_rng(seed)
+  blocks = generator.integers(0, 255, (height // 6 + 1, width // 6 + 1, 3))
+  large = np.kron(blocks, np.ones((6, 6, 1)))[:height, :width]
+  return large.astype(np.uint8)
+
+
+def write(path, pixels):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory):
+  network = checkpoint.build_network(
+    units=(1, 1, 1),
+    width=4,
+    layout="torchvision",
+    attention_hidden=8,
+    num_classes=2,
+  )
+  directory = tmp_path_factory.mktemp("tiny") / "model"
+  checkpoint.save_model(
+    directory,
+    network=network,
+    variables=jax.jit(network.init)(
+      jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+    ),
+    normalisation=NORMALISATIONS["unit"],
+    reduction=None,
+    extraction={"scales": [0.5, 1.0], "score": "product", "max_features": 60},
+    provenance={},
+  )
+  return str(directory)
+
+
+@pytest.fixture
+def photos(tmp_path):
+  root = tmp_path / "photos"
+  write(root / "one.png", textured(80, 100, 1))
+  write(root / "deep" / 'two "quoted"\nlines é.png', textured(90, 70, 2))
+  write(root / "deep" / "three.png", textured(60, 60, 3))
+  write(root / "dot.png", textured(1, 1, 4))
+  (root / "cut.png").write_bytes((root / "one.png").read_bytes()[:200])
+  (root / "empty.jpg").touch()
+  (root / "text.jpg").write_text("not an image")
+  (root / "gone.jpg").symlink_to("nowhere.jpg")
+  (root / "loop").symlink_to(".")
+  return root
+
+
+GOOD = {"one.png", 'deep/two "quoted"\nlines é.png', "deep/three.png"}
+BAD = {"dot.png", "cut.png", "empty.jpg", "text.jpg", "gone.jpg"}
+
+
+@pytest.mark.parametrize("kind", ["rootsift", "sift", "delf"])
+def test_the_good_are_extracted_and_the_bad_reported(
+  photos, tmp_path, tiny_checkpoint, kind
+):
+  features = tiny_checkpoint if kind == "delf" else kind
+  extractor = extraction.open_extractor(features, max_side=128)
+  counts = extraction.extract_folder(extractor, photos, tmp_path / "store")
+  assert counts.done == len(GOOD) and counts.kept == 0
+  assert {path for path, _ in counts.skipped} == BAD
+  for _, reason in counts.skipped:
+    assert "\n" not in reason
+  opened = store.open_store(tmp_path / "store")
+  assert set(opened.paths) == GOOD
+  assert {path for path, _ in opened.skipped} == BAD
+  assert counts.features == opened.offsets[-1] > 0
+  for i, size in enumerate(opened.sizes):
+    found = opened.features(i)
+    assert (found.locations < np.asarray(size)[None, :] + 64).all()
+    np.testing.assert_allclose(
+      np.linalg.norm(found.descriptors, axis=1), 1, atol=2e-3
+    )
+
+
+def test_the_store_does_not_depend_on_workers_or_company(
+  photos, tmp_path, tiny_checkpoint
+):
+  extractor = extraction.open_extractor(tiny_checkpoint, max_side=128)
+  for name, workers in [("one", 1), ("many", 5)]:
+    extraction.extract_folder(
+      extractor, photos, tmp_path / name, workers=workers
+    )
+  one, many = (store.open_store(tmp_path / name) for name in ("one", "many"))
+  assert one.fingerprint == many.fingerprint
+  shutil.copytree(photos / "deep", tmp_path / "few")
+  extraction.extract_folder(extractor, tmp_path / "few", tmp_path / "alone")
+  alone = store.open_store(tmp_path / "alone")
+  number = one.paths.index("deep/three.png")
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    alone.features(alone.paths.index("three.png")),
+    one.features(number),
+  )
+
+
+def test_a_second_run_keeps_what_is_there_and_adds_what_is_new(
+  photos, tmp_path
+):
+  extractor = extraction.open_extractor("rootsift")
+  first = extraction.extract_folder(extractor, photos, tmp_path / "store")
+  write(photos / "new.png", textured(70, 70, 9))
+  second = extraction.extract_folder(extractor, photos, tmp_path / "store")
+  assert (second.done, second.kept) == (1, first.done)
+  assert set(store.open_store(tmp_path / "store").paths) == GOOD | {"new.png"}
+  other = extraction.open_extractor("sift")
+  with pytest.raises(InputError, match="kind"):
+    extraction.extract_folder(other, photos, tmp_path / "store")
+
+
+def test_nothing_is_lost_when_the_keyboard_interrupts(photos, tmp_path):
+  real = extraction.open_extractor("rootsift")
+  calls = []
+
+  def interrupted(photograph):
+    calls.append(photograph)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return real.extract(photograph)
+
+  extractor = extraction.Extractor(
+    extract=interrupted,
+    settings=real.settings,
+    source=real.source,
+    max_side=real.max_side,
+  )
+  with pytest.raises(KeyboardInterrupt):
+    extraction.extract_folder(extractor, photos, tmp_path / "store", workers=1)
+  with pytest.raises(InputError, match="incomplete"):
+    store.open_store(tmp_path / "store")
+  counts = extraction.extract_folder(real, photos, tmp_path / "store")
+  assert (counts.kept, counts.done) == (2, 1)
+
+
+def test_locations_are_in_pixels_of_the_original(tmp_path, tiny_checkpoint):
+  pixels = np.full((400, 600, 3), 128, np.uint8)
+  pixels[300:360, 420:480] = textured(60, 60)
+  write(tmp_path / "large.png", pixels)
+  for features in ("rootsift", tiny_checkpoint):
+    extractor = extraction.open_extractor(
+      features, max_side=200, max_features=5
+    )
+    _, found = extraction.extract_file(extractor, tmp_path / "large.png")
+    centre = np.median(found.locations, axis=0)
+    assert np.abs(centre - [330, 450]).max() < 60
+
+
+def test_options_override_what_the_checkpoint_recommends(tiny_checkpoint):
+  photograph = Photograph(textured(100, 100), 100, 100)
+  usual = extraction.open_extractor(tiny_checkpoint, max_side=128)
+  changed = extraction.open_extractor(
+    tiny_checkpoint, max_side=128, max_features=7, score="l2_norm"
+  )
+  assert len(usual.extract(photograph).mask) > 7
+  assert len(changed.extract(photograph).mask) == 7
+  assert changed.settings["score"] == "l2_norm"
+  with pytest.raises(InputError, match="score: not an option of rootsift"):
+    extraction.open_extractor("rootsift", score="l2_norm")
+
+
+def test_a_moved_or_changed_checkpoint_is_noticed(tmp_path, tiny_checkpoint):
+  settings = {
+    **extraction.open_extractor(tiny_checkpoint, max_side=128).settings,
+    "features": str(tmp_path / "gone"),
+  }
+  with pytest.raises(InputError, match="no such checkpoint"):
+    extraction.reopen(settings)
+  again = extraction.reopen(settings, features=tiny_checkpoint)
+  assert again.settings["fingerprint"] == settings["fingerprint"]
+  settings["fingerprint"] = "another"
+  with pytest.raises(InputError, match="give that checkpoint with --features"):
+    extraction.reopen(settings, features=tiny_checkpoint)
+
+
+def test_an_empty_folder_and_an_unreadable_one(tmp_path):
+  extractor = extraction.open_extractor("rootsift")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(InputError, match="no photographs under"):
+    extraction.extract_folder(extractor, tmp_path / "empty", tmp_path / "out")
+  with pytest.raises(InputError, match="nowhere"):
+    extraction.extract_folder(extractor, tmp_path / "nowhere", tmp_path / "out")
+  assert not os.path.exists(tmp_path / "out")
