@@ -99,11 +99,11 @@ def open_extractor(
     count = options.get("max_features", 1000)
     settings = {"kind": features, "max_features": count, "max_side": max_side}
     return Extractor(
-      extract=lambda photograph: _in_original_pixels(
-        handcrafted.extract(
-          photograph.pixels, kind=features, max_features=count
-        ),
-        photograph,
+      extract=lambda photograph: handcrafted.extract(
+        photograph.pixels,
+        kind=features,
+        max_features=count,
+        size=(photograph.height, photograph.width),
       ),
       settings=settings,
       source=features,
@@ -272,7 +272,7 @@ def extract_folder(
       except InputError as error:
         return error
 
-    results = _in_order(work, todo, workers or os.cpu_count() or 1)
+    results = in_order(work, todo, workers)
     for path, result in progress.track(
       results, label="extract", unit="photograph", total=len(todo)
     ):
@@ -293,13 +293,19 @@ def extract_folder(
   return Counts(done=done, kept=kept, features=count, skipped=tuple(skipped))
 
 
-def _in_order(
-  work: Callable[[str], Any], items: Sequence[str], workers: int
-) -> Iterator[tuple[str, Any]]:
+def in_order(
+  work: Callable[[Any], Any], items: Sequence[Any], workers: int | None = None
+) -> Iterator[tuple[Any, Any]]:
   """Yields (item, work(item)) in order, a few in advance on threads.
 
   Compiled programs leave Python's lock, so photographs run side by side.
+
+  Args:
+    work: what to do with an item.
+    items: in order.
+    workers: threads; by default one a core.
   """
+  workers = workers or os.cpu_count() or 1
   ahead = collections.deque()
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     try:

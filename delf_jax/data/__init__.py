@@ -1,0 +1,1 @@
+"""Photographs, and the folders and data sets that hold them."""

@@ -1,0 +1,1 @@
+"""Photographs to local features, and local features on disk."""

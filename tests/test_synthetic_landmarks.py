@@ -1,0 +1,98 @@
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from delf_jax.data import synthetic, synthetic_landmarks
+from delf_jax.errors import InputError
+
+TINY = {
+  "seed": 5,
+  "num_landmarks": 3,
+  "train_views": 3,
+  "validation_views": 1,
+  "size": (72, 96),
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture(scope="module")
+def splits(data_dir):
+  return synthetic_landmarks.open_synthetic(data_dir, **TINY)
+
+
+def keys(source):
+  return [(example["label"], example["view"]) for example in source]
+
+
+def test_splits_hold_every_view_once(splits):
+  assert sorted(splits) == ["train", "validation"]
+  train = keys(splits["train"])
+  assert sorted(train) == [(i, v) for i in range(3) for v in range(3)]
+  assert train != sorted(train)
+  assert sorted(keys(splits["validation"])) == [(i, 3) for i in range(3)]
+
+
+def test_examples_are_the_rendered_views(splits):
+  for example in (splits["train"][4], splits["validation"][1]):
+    assert example["landmark"] == example["label"]
+    view = synthetic.render_view(
+      5, example["landmark"], example["view"], size=(96, 72)
+    )
+    assert example["image"] == synthetic.encode_jpeg(view.pixels)
+    mask = np.frombuffer(example["mask"], np.uint8)
+    mask = cv2.imdecode(mask, cv2.IMREAD_GRAYSCALE)
+    np.testing.assert_array_equal(mask == 255, view.mask)
+    np.testing.assert_array_equal(
+      example["homography"], view.homography.astype(np.float32)
+    )
+
+
+def test_prepared_data_is_reused_in_the_same_order(splits, data_dir):
+  files = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*-of-*")}
+  again = synthetic_landmarks.open_synthetic(data_dir, **TINY)
+  assert keys(again["train"]) == keys(splits["train"])
+  assert files == {
+    path: path.stat().st_mtime_ns for path in data_dir.rglob("*-of-*")
+  }
+  assert len(files) == 2
+
+
+def test_other_options_do_not_find_these_files(splits, data_dir):
+  other = synthetic_landmarks.open_synthetic(
+    data_dir, **{**TINY, "num_landmarks": 2, "seed": 6}
+  )
+  assert len(other["train"]) == 6
+  images = {example["image"] for example in other["train"]}
+  assert not images & {example["image"] for example in splits["train"]}
+
+
+def test_standard_output_stays_the_programs_own(tmp_path, capsys):
+  synthetic_landmarks.open_synthetic(
+    tmp_path, num_landmarks=1, train_views=1, validation_views=1, size=(48, 48)
+  )
+  assert capsys.readouterr().out == ""
+
+
+def test_a_source_can_be_sent_to_another_process(splits):
+  source = pickle.loads(pickle.dumps(splits["train"]))
+  assert source[2]["image"] == splits["train"][2]["image"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+  (tmp_path / "file").write_text("in the way")
+  with pytest.raises(InputError, match="cannot keep .*file") as caught:
+    synthetic_landmarks.open_synthetic(tmp_path / "file", **TINY)
+  assert "\n" not in str(caught.value)
+
+
+def test_the_default_configuration_is_the_builders_own():
+  config = synthetic_landmarks.SyntheticConfig()
+  name = "seed0-landmarks20-train60-validation5-320x240"
+  assert config.name == name
+  assert name in synthetic_landmarks.SyntheticLandmarks.builder_configs
