@@ -80,10 +80,10 @@ def _synthetic_small() -> ConfigDict:
   config.normalisation = "unit"
   config.model.units = (2, 2, 2)
   config.model.width = 32
-  config.descriptors = _small_stage(resize=144, crop=128, steps=450)
-  config.attention = _small_stage(resize=240, crop=224, steps=150)
-  config.reduction = {"dim": 40, "whiten": False, "photographs": 100}
-  config.save_every = 150
+  config.descriptors = _small_stage(resize=128, crop=112, steps=300)
+  config.attention = _small_stage(resize=208, crop=192, steps=120)
+  config.reduction = {"dim": 40, "whiten": False, "photographs": 60}
+  config.save_every = 100
   return config
 
 

@@ -25,12 +25,13 @@ from absl import flags
 from delf_jax import (
   database,
   drawing,
+  extraction,
   presentation,
   program,
   report,
   retrieval,
 )
-from delf_jax.data import folder, synthetic_folder
+from delf_jax.data import folder, synthetic, synthetic_folder
 from delf_jax.errors import InputError
 from delf_jax.evaluation import protocols
 
@@ -49,7 +50,7 @@ FIGURES = {
 }
 
 
-def run_program(name: str, **values: str | os.PathLike) -> None:
+def run_program(name: str, **values: object) -> None:
   """Runs `python -m delf_jax.NAME` with flags, and shows the command.
 
   Raises:
@@ -64,7 +65,7 @@ def run_program(name: str, **values: str | os.PathLike) -> None:
     raise InputError(f"the demo stopped: delf_jax.{name} ended with {status}")
 
 
-def build_databases(photos: str, output: Path) -> None:
+def build_databases(photos: str, output: Path, max_side: int) -> None:
   """Extracts and indexes a folder with every system."""
   for kind in SYSTEMS.values():
     features = output / "run" if kind == "delf" else kind
@@ -72,6 +73,7 @@ def build_databases(photos: str, output: Path) -> None:
       "extract",
       photos=photos,
       features=features,
+      max_side=max_side,
       output=output / kind / "features",
     )
     run_program(
@@ -93,6 +95,7 @@ def measure(output: Path, data: Path) -> list[report.Section]:
       ground_truth=data / "ground_truth.json",
       distractors=data / "distractors",
       features=output / "run" if kind == "delf" else kind,
+      max_side=max(synthetic.SIZE),
       output=output / kind,
     )
     results[name] = json.loads((output / kind / "metrics.json").read_text())
@@ -140,12 +143,12 @@ def show_queries(
       except InputError as error:
         print(f"skipped {error}")
         continue
-      best = matches[0] if matches else None
+      accepted = retrieval.accept(matches)
       shown = drawing.visible(os.path.relpath(photo))
-      if best and best.score >= retrieval.MIN_INLIERS:
+      found = "no match"
+      if accepted:
+        best = accepted[0]
         found = f"{drawing.visible(best.path)}, {best.score} inliers"
-      else:
-        found = "no match"
       print(f"  {shown} -> {found}")
       sections += presentation.query_sections(
         photo,
@@ -153,7 +156,6 @@ def show_queries(
         matches,
         opened.photos,
         min_inliers=retrieval.MIN_INLIERS,
-        threshold=retrieval.THRESHOLD,
         most=2,
       )
   return sections
@@ -182,7 +184,7 @@ def main() -> int:
     workdir=output / "run",
   )
   if own:
-    build_databases(own, output)
+    build_databases(own, output, extraction.MAX_SIDE)
     measured = []
     queries = pick_queries(own)
   else:
@@ -196,7 +198,7 @@ def main() -> int:
       clutter=CLUTTER,
       distractors=DISTRACTORS,
     )
-    build_databases(str(data / "photos"), output)
+    build_databases(str(data / "photos"), output, max(synthetic.SIZE))
     measured = measure(output, data)
     truth = protocols.read_ground_truth(data / "ground_truth.json")
     queries = [data / "photos" / query.path for query in truth.queries[:30:10]]

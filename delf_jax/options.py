@@ -94,6 +94,12 @@ def define_search() -> None:
     ["one_to_one", "plain"],
     "inliers: distinct features and places, or every match.",
   )
+  flags.DEFINE_enum(
+    "transforms",
+    "plausible",
+    ["plausible", "any"],
+    "refuse collapses, mirror images and extreme stretches, or nothing.",
+  )
   flags.DEFINE_float(
     "threshold",
     retrieval.THRESHOLD,
@@ -105,5 +111,5 @@ def define_search() -> None:
 
 def search_options(values: flags.FlagValues) -> dict[str, Any]:
   """Returns the flags of `define_search` as `retrieval.search` takes them."""
-  names = ("neighbours", "candidates", "counting", "threshold")
+  names = ("neighbours", "candidates", "counting", "transforms", "threshold")
   return {name: values[name].value for name in names}

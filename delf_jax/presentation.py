@@ -21,7 +21,6 @@ def query_sections(
   photos: str | os.PathLike,
   *,
   min_inliers: int,
-  threshold: float,
   most: int = MOST_MATCHES,
 ) -> list[report.Section]:
   """Shows a query and its best matches, or the best rejected candidate.
@@ -32,12 +31,11 @@ def query_sections(
     matches: from `retrieval.search`.
     photos: folder that the paths of the matches are relative to.
     min_inliers: fewer are no match.
-    threshold: of the verification, for the scale of colours.
     most: how many matches are drawn.
   """
-  accepted = [match for match in matches if match.score >= min_inliers]
+  accepted = retrieval.accept(matches, min_inliers=min_inliers)
   shown = [
-    _draw(photo, photograph, match, photos, threshold)
+    _draw(photo, photograph, match, photos)
     for match in (accepted or matches[:1])[:most]
   ]
   return report.query_sections(
@@ -49,7 +47,7 @@ def query_sections(
   )
 
 
-def _draw(photo, photograph, match, photos, threshold) -> report.Match:
+def _draw(photo, photograph, match, photos) -> report.Match:
   path = Path(photos) / match.path
   try:
     image = read_photograph(path, max_side=PICTURE_SIDE)
@@ -59,12 +57,12 @@ def _draw(photo, photograph, match, photos, threshold) -> report.Match:
   picture = drawing.draw_matches(
     photograph.pixels,
     image.pixels,
-    match.query_locations,
-    match.image_locations,
+    match.query_locations[match.inliers],
+    match.image_locations[match.inliers],
     query_size=(photograph.height, photograph.width),
     image_size=(image.height, image.width),
-    residuals=match.residuals,
-    max_residual=threshold,
+    residuals=match.residuals[match.inliers],
+    max_residual=match.reach,
     transform=match.transform if match.score else None,
     query_name=os.fspath(photo),
     image_name=match.path,

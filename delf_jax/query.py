@@ -28,7 +28,9 @@ from delf_jax import (
 
 
 def as_json(
-  photo: str, matches: Sequence[retrieval.Match], min_inliers: int
+  photo: str,
+  matches: Sequence[retrieval.Match],
+  accepted: Sequence[retrieval.Match],
 ) -> dict[str, Any]:
   """Describes a search for programs: the matches and the best rejected one."""
 
@@ -36,15 +38,14 @@ def as_json(
     return {
       "path": match.path,
       "inliers": match.score,
+      "expected_by_chance": round(match.expected_by_chance(), 2),
       "votes": match.votes,
       "transform": match.transform.tolist(),
     }
 
-  accepted = [match for match in matches if match.score >= min_inliers]
-  rejected = matches[len(accepted) : len(accepted) + 1]
+  rejected = [match for match in matches if match not in accepted]
   return {
     "photo": photo,
-    "min_inliers": min_inliers,
     "matches": [describe(match) for match in accepted],
     "best_rejected": describe(rejected[0]) if rejected else None,
   }
@@ -59,9 +60,9 @@ def main() -> int:
   photograph, matches = opened.search(
     values.photo, **options.search_options(values)
   )
-  accepted = [m for m in matches if m.score >= values.min_inliers]
+  accepted = retrieval.accept(matches, min_inliers=values.min_inliers)
   if values.json:
-    print(json.dumps(as_json(values.photo, matches, values.min_inliers)))
+    print(json.dumps(as_json(values.photo, matches, accepted)))
   elif accepted:
     for match in accepted:
       print(
@@ -80,7 +81,6 @@ def main() -> int:
         matches,
         opened.photos,
         min_inliers=values.min_inliers,
-        threshold=values.threshold,
       ),
     )
     if not values.json:

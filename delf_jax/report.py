@@ -166,8 +166,8 @@ def query_sections(
     ]
   notice = Notice(
     "No match",
-    "No photograph of the index shows the same place: none reached"
-    f" {min_inliers} inliers with this query.",
+    "No photograph of the index shows the same place: none has"
+    f" {min_inliers} inliers with this query that chance does not explain.",
   )
   if rejected is None:
     return [Section(title, [photograph, notice], aside="no match")]

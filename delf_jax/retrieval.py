@@ -15,6 +15,7 @@ from delf_jax.features.local_features import LocalFeatures
 from delf_jax.geometry import ransac
 
 Counting = Literal["one_to_one", "plain"]
+Transforms = Literal["plausible", "any"]
 
 # Residual of an inlier, as in the released pair-matching demo, in pixels of
 # photographs at most REFERENCE_SIDE large, so that a large photograph and its
@@ -22,8 +23,13 @@ Counting = Literal["one_to_one", "plain"]
 THRESHOLD = 20.0
 REFERENCE_SIDE = 1024
 
-# Fewer inliers are no match; measured on training photographs, see README.md.
-MIN_INLIERS = 15
+# Options of RANSAC that refuse no transform.
+UNBOUNDED = {"min_span": 0.0, "max_stretch": np.inf, "mirrored": True}
+
+# What `accept` asks for, chosen on training photographs (README.md): inliers,
+# and their surplus over chance in standard deviations.
+MIN_INLIERS = 12
+MIN_SURPLUS = 6.0
 
 
 class Index(Protocol):
@@ -65,21 +71,40 @@ class Match:
   Attributes:
     path: of the photograph.
     score: inliers, as `counting` counts them; 0 when nothing was verified.
-    votes: query features that have a neighbour in the photograph.
     transform: [2, 3] affine, (y, x, 1) of the query -> (y, x) of the
       photograph, both in original pixels.
-    query_locations: [i, 2] (y, x) of the inlier matches in the query.
-    image_locations: [i, 2] (y, x) of the same in the photograph.
-    residuals: [i] distance to the transform, pixels of the reference size.
+    query_locations: [m, 2] (y, x) of the putative matches in the query.
+    image_locations: [m, 2] (y, x) of the same in the photograph.
+    inliers: [m] bool, which of them the transform explains.
+    residuals: [m] how far it misses them, pixels of the photograph.
+    reach: the largest residual of an inlier, pixels of the photograph.
   """
 
   path: str
   score: int
-  votes: int
   transform: np.ndarray
   query_locations: np.ndarray
   image_locations: np.ndarray
+  inliers: np.ndarray
   residuals: np.ndarray
+  reach: float
+
+  @property
+  def votes(self) -> int:
+    """Query features that have a neighbour in the photograph."""
+    return len(self.inliers)
+
+  def expected_by_chance(self) -> float:
+    """Inliers the transform would have if the matches were shuffled.
+
+    Few, for features spread over both photographs; many, where the transform
+    maps everything onto a patch on which the features crowd.
+    """
+    linear, offset = self.transform[:, :2], self.transform[:, 2]
+    mapped = self.query_locations @ linear.T + offset
+    apart = mapped[:, None, :] - self.image_locations[None, :, :]
+    hits = np.sum(apart**2, axis=-1) <= self.reach**2
+    return float(hits.sum() / max(self.votes, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +113,11 @@ class Candidate:
 
   Attributes:
     image: its number in the database.
-    votes: see `Match`.
-    features: [m] query features of its putative matches.
+    features: [m] query features of its putative matches, ascending.
     rows: [m] index rows of the same.
   """
 
   image: int
-  votes: int
   features: np.ndarray
   rows: np.ndarray
 
@@ -104,8 +127,12 @@ def vote(
 ) -> list[Candidate]:
   """Aggregates neighbours per photograph, one vote a query feature.
 
+  A query feature gives a photograph one putative match: its nearest neighbour
+  there. More would let a repeated pattern vote for itself.
+
   Args:
-    rows: [m, k] index rows of every query feature's neighbours; -1 is none.
+    rows: [m, k] index rows of every query feature's neighbours, nearest first;
+      -1 is none.
     offsets: see `Database`.
     candidates: how many photographs to keep.
 
@@ -116,20 +143,21 @@ def vote(
   features, columns = np.nonzero(rows >= 0)
   rows = rows[features, columns]
   images = np.searchsorted(offsets, rows, side="right") - 1
-  pairs = np.unique(images * np.int64(len(rows) + 1) + features)
-  voted, votes = np.unique(pairs // (len(rows) + 1), return_counts=True)
+  # Sorted by photograph, then feature; of equal pairs the nearest comes first.
+  stride = np.int64(features.max(initial=0) + 1)
+  _, kept = np.unique(images * stride + features, return_index=True)
+  features, rows, images = features[kept], rows[kept], images[kept]
+  voted, starts, votes = np.unique(
+    images, return_index=True, return_counts=True
+  )
   best = np.lexsort([voted, -votes])[:candidates]
-  order = np.argsort(images, kind="stable")
-  starts = np.searchsorted(images[order], voted[best], side="left")
-  ends = np.searchsorted(images[order], voted[best], side="right")
   return [
     Candidate(
       image=int(voted[b]),
-      votes=int(votes[b]),
-      features=features[order[start:end]],
-      rows=rows[order[start:end]],
+      features=features[starts[b] : starts[b] + votes[b]],
+      rows=rows[starts[b] : starts[b] + votes[b]],
     )
-    for b, start, end in zip(best, starts, ends, strict=True)
+    for b in best
   ]
 
 
@@ -142,8 +170,8 @@ def count_inliers(
     features: [i] query features of the inliers.
     locations: [i, 2] where they lie in the photograph.
     counting: "plain" counts matches; "one_to_one" counts distinct query
-      features or distinct locations, whichever are fewer, so that repeated
-      patterns and doubled keypoints do not inflate the score.
+      features or distinct locations, whichever are fewer, so that many query
+      features on one place do not inflate the score.
   """
   if counting == "plain":
     return len(features)
@@ -159,6 +187,7 @@ def search(
   candidates: int = 100,
   threshold: float = THRESHOLD,
   counting: Counting = "one_to_one",
+  transforms: Transforms = "plausible",
   leave_out: int | None = None,
   seed: int = 0,
 ) -> list[Match]:
@@ -174,12 +203,15 @@ def search(
     threshold: largest residual of an inlier, in pixels of photographs reduced
       to `REFERENCE_SIDE` (smaller ones are not enlarged).
     counting: see `count_inliers`.
+    transforms: "plausible" refuses collapses, mirror images and extreme
+      stretches (the defaults of `ransac.ransac`), "any" takes every affine
+      transform, as the released systems do.
     leave_out: a photograph that must not be found: the query itself.
     seed: of RANSAC.
 
   Returns:
     every candidate, the best score first; equal scores by votes, then by place
-    in the database. Which scores mean a match is the caller's decision.
+    in the database. `accept` says which of them are matches.
   """
   exclude = None
   if leave_out is not None:
@@ -201,20 +233,24 @@ def search(
     ],
     threshold=threshold,
     seed=seed,
+    **({} if transforms == "plausible" else UNBOUNDED),
   )
   matches = []
   for c, by, result in zip(found, shrinks, results, strict=True):
     inliers = result.inliers
-    locations = database.locations[c.rows[inliers]]
+    locations = database.locations[c.rows]
     matches.append(
       Match(
         path=database.paths[c.image],
-        score=count_inliers(c.features[inliers], locations, counting=counting),
-        votes=c.votes,
+        score=count_inliers(
+          c.features[inliers], locations[inliers], counting=counting
+        ),
         transform=_from_reference(result.transform, shrink, by),
-        query_locations=query.locations[c.features[inliers]],
+        query_locations=query.locations[c.features],
         image_locations=locations,
-        residuals=result.residuals[inliers],
+        inliers=inliers,
+        residuals=result.residuals / by,
+        reach=threshold / float(by),
       )
     )
   order = sorted(
@@ -222,6 +258,28 @@ def search(
     key=lambda i: (-matches[i].score, -matches[i].votes, found[i].image),
   )
   return [matches[i] for i in order]
+
+
+def accept(
+  matches: Sequence[Match], *, min_inliers: int = MIN_INLIERS
+) -> list[Match]:
+  """Returns the candidates that show the same place, as far as can be told.
+
+  A match has enough inliers, and clearly more than shuffled matches would
+  give its transform: in a collection of twenty photographs every one of them
+  gets hundreds of votes, and dozens of inliers by chance.
+
+  Args:
+    matches: from `search`.
+    min_inliers: fewer are no match.
+  """
+  accepted = []
+  for match in matches:
+    if match.score >= min_inliers:
+      chance = match.expected_by_chance()
+      if match.score - chance >= MIN_SURPLUS * np.sqrt(chance + 1):
+        accepted.append(match)
+  return accepted
 
 
 def _to_reference(size: Sequence[int]) -> np.float32:

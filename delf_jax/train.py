@@ -1,4 +1,4 @@
-"""Trains DELF in the paper's two steps and writes a model ready to extract.
+r"""Trains DELF in the paper's two steps and writes a model ready to extract.
 
 First the descriptors learn by classifying landmarks (section 3.2), then, with
 descriptors frozen, attention learns the same way (section 3.3.2), and last the
@@ -271,7 +271,7 @@ def run_stage(
       if step % config.log_every == 0 or step == last:
         metrics = {name: float(value) for name, value in metrics.items()}
         _check_finite(metrics, stage, step)
-        bar.set_postfix(metrics)
+        bar.set_postfix(metrics, refresh=False)
         line = {"stage": stage, "step": step, **metrics}
         log.write(json.dumps(line) + "\n")
         log.flush()
@@ -311,14 +311,18 @@ def learn_reduction(
   options = config.reduction
   if not options.dim:
     return None
-  extractor = extraction.delf_extractor(model)
   photographs = sample_photographs(source, options.photographs, config.seed)
-  features = [
-    extractor(photograph).descriptors
-    for photograph in progress.track(
-      photographs, label="reduction", unit="photograph"
-    )
-  ]
+  largest = max(max(photograph.pixels.shape) for photograph in photographs)
+  extract = extraction.delf_extractor(
+    model, max_side=max(largest, extraction.MIN_SIDE)
+  )
+  results = progress.track(
+    extraction.in_order(extract, photographs),
+    label="reduction",
+    unit="photograph",
+    total=len(photographs),
+  )
+  features = [found.descriptors for _, found in results]
   return reductions.fit(
     np.concatenate(features), options.dim, whiten=options.whiten
   )

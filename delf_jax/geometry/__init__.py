@@ -1,0 +1,1 @@
+"""Correspondences in, inliers and a transform out."""
