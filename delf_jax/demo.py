@@ -151,7 +151,7 @@ def show_queries(
         found = f"{drawing.visible(best.path)}, {best.score} inliers"
       print(f"  {shown} -> {found}")
       sections += presentation.query_sections(
-        photo,
+        os.path.relpath(photo, output),
         photograph,
         matches,
         opened.photos,

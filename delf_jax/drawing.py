@@ -55,7 +55,7 @@ def draw_matches(
   A line joins the two ends of each inlier, coloured by its residual, the best
   on top. The frame of the query, mapped by the transform, is outlined in the
   other photograph, and what is outside of it dimmed. A strip below names both
-  and counts the inliers.
+  and counts the lines.
 
   Args:
     query_pixels: [h, w, 3] uint8 RGB, upright.
@@ -385,7 +385,7 @@ def _draw_strip(
   height = canvas.height - top
   large, small = _font(round(0.25 * height)), _font(round(0.2 * height))
   rows = top + round(0.36 * height), top + round(0.72 * height)
-  counted = "1 inlier" if inliers == 1 else f"{inliers} inliers"
+  counted = "1 line" if inliers == 1 else f"{inliers} lines"
   rights = columns[1] - margin, canvas.width - margin
   for column, right, name, note in zip(
     columns, rights, names, ("query", counted), strict=True

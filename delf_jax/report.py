@@ -24,8 +24,9 @@ from delf_jax.errors import InputError
 
 _LEGEND = (
   "Lines join the inliers; their colour is the residual, how far the transform"
-  " misses. The white outline is the frame of the query, moved by the"
-  " transform; what lies outside of it is dimmed."
+  " misses. Lines that end in the same place count as one inlier. The white"
+  " outline is the frame of the query, moved by the transform; what lies out of"
+  " it is dimmed."
 )
 _LETTERS = frozenset(string.ascii_lowercase + string.digits + "-")
 

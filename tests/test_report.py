@@ -209,7 +209,7 @@ def test_silence_is_said_clearly(tmp_path):
     tmp_path, *report.query_sections("q.jpg", picture(), [], min_inliers=15)
   )
   assert "No match" in page.text and len(page.images) == 1
-  assert "none reached 15 inliers" in "".join(page.text)
+  assert "none has 15 inliers" in "".join(page.text)
   rejected = Match("almost.jpg", 1, np.eye(2, 3), picture())
   page = write(
     tmp_path,

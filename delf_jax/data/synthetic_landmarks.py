@@ -5,8 +5,8 @@ Importing this module imports tensorflow_datasets, which takes a while.
 
 import contextlib
 import dataclasses
+import io
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from delf_jax import progress
 from delf_jax.data import synthetic
 from delf_jax.errors import InputError
 
@@ -100,9 +101,17 @@ class SyntheticLandmarks(tfds.core.GeneratorBasedBuilder):
         "homography": picture.homography.astype(np.float32),
       }
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-      for landmark in range(config.num_landmarks):
-        yield from pool.map(example, [landmark] * len(views), views)
+    def examples():
+      with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for landmark in range(config.num_landmarks):
+          yield from pool.map(example, [landmark] * len(views), views)
+
+    yield from progress.track(
+      examples(),
+      label="synthetic landmarks",
+      unit="photograph",
+      total=config.num_landmarks * len(views),
+    )
 
 
 def open_synthetic(
@@ -146,9 +155,7 @@ def open_synthetic(
   )
   known = SyntheticLandmarks.builder_configs
   try:
-    # TFDS prints what it does and warns of every configuration but its own
-    # default; standard output belongs to the programs.
-    with contextlib.redirect_stdout(sys.stderr), _only_errors():
+    with _quiet():
       builder = SyntheticLandmarks(
         data_dir=data_dir, config=known.get(config.name, config)
       )
@@ -165,10 +172,14 @@ def open_synthetic(
 
 
 @contextlib.contextmanager
-def _only_errors() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
+  """Silences TFDS: it prints, warns of any configuration, and shows bars."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
+  tfds.display_progress_bar(enable=False)
   try:
-    yield
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
   finally:
+    tfds.display_progress_bar(enable=True)
     logging.set_verbosity(verbosity)
