@@ -7,12 +7,13 @@ Orbax). It and photographs are all that extraction needs. This module alone
 knows Orbax.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,9 @@ def save_model(
 
   Returns:
     its fingerprint.
+
+  Raises:
+    InputError: if it cannot be written.
   """
   directory = Path(directory)
   tree = jax.tree.map(np.asarray, _tree(dict(variables), reduction))
@@ -166,18 +170,45 @@ def save_model(
   meta["fingerprint"] = _fingerprint(json.loads(json.dumps(meta)), tree)
   new = directory.with_name(f".{directory.name}.new-{os.getpid()}")
   old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-  new.parent.mkdir(parents=True, exist_ok=True)
   try:
-    new.mkdir()
-    ocp.save((new / ARRAYS).absolute(), tree)
-    (new / META).write_text(json.dumps(meta, indent=2) + "\n")
-    if directory.exists():
-      directory.rename(old)
-    new.rename(directory)
+    with _writing(directory):
+      new.mkdir(parents=True)
+      _check_room(new, tree)
+      ocp.save((new / ARRAYS).absolute(), tree)
+      (new / META).write_text(json.dumps(meta, indent=2) + "\n")
+      if directory.exists():
+        directory.rename(old)
+      new.rename(directory)
   finally:
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
   return meta["fingerprint"]
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+  """Turns what Orbax and the system say of a failed write into one line."""
+  try:
+    yield
+  except (OSError, ValueError, RuntimeError) as error:
+    reason = str(error).strip().splitlines()[0]
+    full = "No space left on device" in reason or "RESOURCE_EXH" in reason
+    raise InputError(
+      f"cannot write {path}: {'the disk is full' if full else reason[:160]}; "
+      f"what was saved before is whole: make room and run the same command"
+    ) from error
+
+
+def _check_room(path: Path, tree) -> None:
+  """Refuses to begin what cannot end: Orbax reports a full disk at length."""
+  needed = 1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 2**16
+  free = shutil.disk_usage(path).free
+  if free < needed:
+    raise InputError(
+      f"cannot write {path}: {free / 2**20:.1f} MiB are free on the disk and a "
+      f"checkpoint takes {needed / 2**20:.1f}; what was saved before is whole: "
+      f"make room and run the same command"
+    )
 
 
 def find_model(path: str | os.PathLike) -> Path:
@@ -365,14 +396,21 @@ class RunCheckpoints:
     )
 
   def save(self, step: int, state, iterator_state: Mapping[str, Any]) -> None:
-    """Saves a tree of arrays and the data iterator's state after `step`."""
-    self._checkpointer.wait()
-    self._checkpointer.save_async(
-      step,
-      _as_arrays(state),
-      custom_metadata={"iterator": dict(iterator_state)},
-      force=True,
-    )
+    """Saves a tree of arrays and the data iterator's state after `step`.
+
+    Raises:
+      InputError: if this one, or the one before, cannot be written.
+    """
+    arrays = _as_arrays(state)
+    with _writing(self._directory):
+      self._checkpointer.wait()
+      _check_room(self._directory, arrays)
+      self._checkpointer.save_async(
+        step,
+        arrays,
+        custom_metadata={"iterator": dict(iterator_state)},
+        force=True,
+      )
 
   def restore(self, state) -> tuple[Any, dict[str, Any] | None]:
     """Returns the newest state and iterator state, or `state` and None.
@@ -409,8 +447,13 @@ class RunCheckpoints:
     )
 
   def close(self) -> None:
-    """Waits for a save in progress."""
-    self._checkpointer.close()
+    """Waits for a save in progress.
+
+    Raises:
+      InputError: if it could not be written.
+    """
+    with _writing(self._directory):
+      self._checkpointer.close()
 
 
 def _as_arrays(state) -> dict[str, np.ndarray]:

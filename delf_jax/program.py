@@ -54,9 +54,10 @@ def run(main: Callable[[], int | None]) -> None:
     except InputError as error:
       return _fail(str(error))
     except OSError as error:
-      if error.filename is None or error.errno is None:
+      if error.errno is None:
         raise
-      return _fail(f"{error.filename}: {error.strerror}")
+      where = f"{error.filename}: " if error.filename else ""
+      return _fail(f"{where}{error.strerror}")
     except KeyboardInterrupt:
       return _fail("stopped; the same command continues where it can", 130)
 
@@ -71,8 +72,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    line = " ".join(str(error).split())
+    # Of a config's own error, its last line without the traceback.
+    line = str(error).strip().splitlines()[-1]
     sys.exit(_fail(f"{line} (--help lists the flags)", 2))
+  except (AttributeError, KeyError) as error:
+    line = " ".join(str(error).strip("\"'").split())
+    sys.exit(_fail(f"--config has no value {line}", 2))
 
 
 def _fail(message: str, status: int = 1) -> int:

@@ -429,7 +429,12 @@ def main() -> int:
   """Trains as the flags say."""
   start = time.perf_counter()
   values = flags.FLAGS
-  model = train(values.config, values.workdir)
+  try:
+    config = values.config.copy_and_resolve_references()
+  except OSError as error:  # how config_flags reports a file it cannot load
+    line = str(error).strip().splitlines()[-1].strip()
+    raise InputError(f"--config cannot be read: {line}") from error
+  model = train(config, values.workdir)
   print(f"trained in {program.elapsed(start)}; the model is in {model}")
   return 0
 

@@ -162,3 +162,18 @@ def test_training_checkpoints_continue_from_the_newest(tmp_path):
   with pytest.raises(InputError, match="weights is .*another --workdir"):
     again.restore({"weights": jnp.zeros(5), "step": jnp.array(0)})
   again.close()
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_saved(tmp_path):
+  room = shutil.disk_usage(tmp_path).free
+  checkpoints = checkpoint.RunCheckpoints(tmp_path / "run")
+  small = {"weights": np.ones(8, np.float32)}
+  checkpoints.save(1, small, {})
+  # More than the disk holds, without taking that much memory.
+  large = np.broadcast_to(np.float32(1), (room // 4 + 2**20,))
+  with pytest.raises(InputError, match="MiB are free") as caught:
+    checkpoints.save(2, {"weights": large}, {})
+  assert "\n" not in str(caught.value)
+  restored, _ = checkpoints.restore(small)
+  np.testing.assert_array_equal(restored["weights"], small["weights"])
+  checkpoints.close()

@@ -164,9 +164,10 @@ def open_synthetic(
         file_format="array_record",
       )
       return builder.as_data_source()
-  except OSError as error:
+  except (OSError, RuntimeError) as error:  # array_record knows no OSError
+    reason = str(error).strip().splitlines()[0]
     raise InputError(
-      f"cannot keep synthetic landmarks in {os.fspath(data_dir)}: {error}; "
+      f"cannot keep synthetic landmarks in {os.fspath(data_dir)}: {reason}; "
       "choose another folder or make room"
     ) from error
 
