@@ -3,9 +3,9 @@
   python -m delf_jax.query --index INDEX --photo FILE
   python -m delf_jax.query --index INDEX --photo FILE --report DIR
 
-Prints a line a match (path, inliers, what the affine transform does), or "no
-match"; both exit with 0. --json prints the same for programs, the transform as
-[2, 3] numbers that map (y, x, 1) of the query to (y, x) of the match. --report
+Prints a line a match (path, inliers, what the affine transform does and its
+[2, 3] numbers, which map (y, x, 1) of the query to (y, x) of the match), or "no
+match"; both exit with 0. --json prints the same for programs. --report
 writes DIR/index.html with both photographs side by side and the inliers drawn.
 A photograph that is itself in the index does not find itself.
 """
@@ -65,9 +65,10 @@ def main() -> int:
     print(json.dumps(as_json(values.photo, matches, accepted)))
   elif accepted:
     for match in accepted:
+      numbers = " ".join(f"{value:.4g}" for value in match.transform.ravel())
       print(
         f"{drawing.visible(match.path)}  inliers {match.score}  "
-        f"{report.describe_transform(match.transform)}"
+        f"{report.describe_transform(match.transform)}  [{numbers}]"
       )
   else:
     print("no match")
