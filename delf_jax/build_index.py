@@ -2,7 +2,7 @@
 
   python -m delf_jax.build_index --store STORE --kind graph --output INDEX
 
-graph (pynndescent) answers in milliseconds and misses a few neighbours; exact
+graph answers in a fraction of a millisecond and misses a few neighbours; exact
 compares with every descriptor, and is faster to build and to open: the better
 choice below some hundred thousand descriptors.
 

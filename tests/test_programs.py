@@ -118,14 +118,19 @@ def test_strict_makes_a_skip_an_error(world, tmp_path):
   ("program", "arguments", "message"),
   [
     ("extract", ["--photos=/nowhere"], "--features"),
-    ("extract", ["stray"], "--output"),
+    (
+      "build_index",
+      ["stray", "--store=/nowhere", "--output=/tmp/none"],
+      "unexpected argument 'stray'",
+    ),
+    ("extract", ["--photos=x", "--output=y", "--features=z"], "z: no such"),
     ("build_index", ["--store=/nowhere", "--output=/tmp/none"], "/nowhere"),
     ("query", ["--index=/nowhere", "--photo=x.jpg"], "/nowhere"),
     ("train", ["--workdir=/tmp/none"], "config"),
   ],
 )
 def test_a_mistake_is_one_line(program, arguments, message):
-  status = 2 if message.startswith("--") or message == "config" else 1
+  status = 2 if message in ("--features", "config") else 1
   printed = run(program, *arguments, status=status)
   assert printed.startswith("error: ") and message in printed
   assert printed.count("\n") == 1

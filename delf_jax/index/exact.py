@@ -298,7 +298,7 @@ def rank(
       squares += np.square(difference)
     distances[part] = np.where(rows[part] < 0, np.inf, np.sqrt(squares))
   # Missing ones after candidates at any distance.
-  keys = np.where(rows < 0, np.iinfo(np.int64).max, rows)
+  keys = np.where(rows < 0, np.iinfo(np.int64).max, rows.astype(np.int64))
   order = np.lexsort((keys, distances), axis=-1)[:, :k]
   near = np.full((m, k), np.inf, np.float32)
   near_rows = np.full((m, k), -1, np.int32)
