@@ -40,14 +40,15 @@ STEP = 8
 
 # Re-fits use the correspondences within these multiples of the threshold. A
 # sample of three extrapolates badly: what it misses by little belongs to it.
-WIDENING = (2.0, 1.5, 1.0, 1.0)
+WIDENING = (2.0, 1.0, 1.0)
 
 # What a perfect correspondence adds to the quality of a transform.
 QUALITY_STEPS = 1024
 
-# `verify` pads to multiples of SUBSET that grow by this factor. Padding costs
-# memory and little time, a shape costs a compilation.
-BUCKET_GROWTH = 4
+# `verify` pads to this many correspondences or twice, four times as many and so
+# on, in batches of this many pairs. Padding costs some time, another shape a
+# compilation.
+MIN_BUCKET = 128
 BATCH = 32
 
 
@@ -353,15 +354,15 @@ def _search(
     rows = (_uniform(seed, counter) * total).astype(jnp.int32)
     samples = jnp.take(points, rows.reshape(3, ROUND), axis=0, mode="clip")
     hypotheses, ok = solve(samples)
-    drawn += ROUND
+    draws = jnp.ones(ROUND, jnp.int32)
     for shift in range(1, DRAWS):
       # The same rows in other company: no two samples share two rows.
       others = jnp.stack(
-        [jnp.roll(rows, -i * shift, axis=0) for i, rows in enumerate(samples)]
+        [jnp.roll(some, -i * shift, axis=0) for i, some in enumerate(samples)]
       )
       again, also_ok = solve(others)
       hypotheses = jnp.where(ok, hypotheses, again)
-      drawn += jnp.sum(~ok, dtype=jnp.int32)
+      draws += (~ok).astype(jnp.int32)
       ok |= also_ok
 
     scores = _count(hypotheses, subset, limit, jnp.zeros(ROUND, jnp.int32))
@@ -381,7 +382,7 @@ def _search(
     better = scores[leader] > best_score
     return (
       number + 1,
-      drawn,
+      drawn + jnp.sum(draws, dtype=jnp.int32),
       jnp.where(better, hypotheses[:, :, leader], best),
       jnp.where(better, scores[leader], best_score),
     )
@@ -403,8 +404,9 @@ def _refine(transform, points, *, limit, plausible):
   def judge(transform, factor):
     squared = transforms.squared_residuals(transform, source, target)
     weights = (squared <= factor * factor * limit).astype(jnp.float32)
+    scores = QUALITY_STEPS * (1.0 - squared / limit)
+    scores = jnp.where(squared <= limit, scores, 0.0)
     # A sum of integers has the same bits in any order.
-    scores = QUALITY_STEPS * jnp.maximum(1.0 - squared / limit, 0.0)
     return jnp.sum(scores.astype(jnp.int32)), weights
 
   def refit(state, next_factor):
@@ -471,9 +473,9 @@ def _checked(source, target):
 
 
 def _bucket(n):
-  size = SUBSET
+  size = MIN_BUCKET
   while size < n:
-    size *= BUCKET_GROWTH
+    size *= 2
   return size
 
 

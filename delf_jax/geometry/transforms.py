@@ -8,15 +8,15 @@ raises here, it is answered with a flag or a harmless transform.
 import jax
 import jax.numpy as jnp
 
-# A triangle lower than this part of its longest side says nothing reliable
-# about the plane.
+# A triangle lower than about this part of its sides says nothing reliable about
+# the plane.
 MIN_TRIANGLE_HEIGHT = 1e-3
 
 # The least ratio of a weighted covariance's determinant to its squared trace;
 # float32 cannot invert what is flatter.
 MIN_COVARIANCE_DETERMINANT = 1e-6
 
-# Points summed at once, lane by lane (see _ordered_sum).
+# Points summed at once, lane by lane (see _ordered_sums).
 LANES = 64
 
 
@@ -126,11 +126,13 @@ def squared_residuals(
     [...] float32; NaN or infinite where a point is.
   """
   y, x = source[..., 0], source[..., 1]
-  missed = [
-    row[0] * y + row[1] * x + (row[2] - target[..., axis])
-    for axis, row in enumerate(transform)
-  ]
-  return missed[0] * missed[0] + missed[1] * missed[1]
+  missed_y, missed_x = (
+    transform[axis, 0] * y
+    + transform[axis, 1] * x
+    + (transform[axis, 2] - target[..., axis])
+    for axis in range(2)
+  )
+  return missed_y * missed_y + missed_x * missed_x
 
 
 def stretch(transform: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,13 +7,15 @@ by up to 30 degrees, scaled by half to two, stretched by up to 2) with a noise
 of 1 pixel, among uniform outliers; inliers within 4 pixels. All see the same
 pairs and take turns; speeds are medians over the rounds.
 
-  1 core      one pair after the other, one thread: `verify_pairs` on padded
-              batches, OpenCV in a loop
-  all cores   `verify` on ragged pairs, padding and seeding included; OpenCV in
+  in turn     `verify_pairs` on one padded batch, OpenCV in a loop
+  in threads  `verify` on ragged pairs, with its padding and seeding; OpenCV in
               a pool of threads
   success     the farthest corner of the photograph lands within 5 pixels
   error       median of that distance over the successes
   precision   of the inliers found, over all pairs; recall the same
+
+`taskset -c 0` before the command compares single cores, and is disturbed least
+by whatever else the machine does.
 """
 
 import argparse
@@ -32,7 +34,6 @@ from delf_jax.geometry.ransac import verify, verify_pairs
 HEIGHT, WIDTH = 480, 640
 CORNERS = np.array([[0, 0], [0, WIDTH], [HEIGHT, 0], [HEIGHT, WIDTH]])
 THRESHOLD = 4.0
-BATCH = 32
 MAX_ERROR = 5.0
 
 # Iterations as ours, and OpenCV's own confidence.
@@ -67,7 +68,7 @@ def make_pair(rng, n, share):
 
 
 def make_contenders(pairs):
-  """Returns {name: (one core, all cores)}: functions without arguments.
+  """Returns {name: (in turn, in threads)}: functions without arguments.
 
   Each returns a transform, or None, and a mask of inliers for each pair.
   """
@@ -79,24 +80,15 @@ def make_contenders(pairs):
   mask = np.broadcast_to(np.arange(size) < n, (len(pairs), size))
   seeds = np.arange(len(pairs), dtype=np.uint32)
 
-  def ours_one_core(number):
-    found = []
-    for start in range(0, len(pairs), BATCH):
-      batch = slice(start, start + BATCH)
-      result = jax.device_get(
-        verify_pairs(
-          seeds[batch],
-          points[0, batch],
-          points[1, batch],
-          mask[batch],
-          threshold=THRESHOLD,
-          num_hypotheses=number,
-        )
+  def ours_in_turn(number):
+    result = jax.device_get(
+      verify_pairs(
+        seeds, *points, mask, threshold=THRESHOLD, num_hypotheses=number
       )
-      found += zip(result.transform, result.inliers[:, :n], strict=True)
-    return found
+    )
+    return list(zip(result.transform, result.inliers[:, :n], strict=True))
 
-  def ours_all_cores(number):
+  def ours_in_threads(number):
     results = verify(pairs, threshold=THRESHOLD, num_hypotheses=number)
     return [(result.transform, result.inliers) for result in results]
 
@@ -106,18 +98,18 @@ def make_contenders(pairs):
     )
     return transform, kept[:, 0].astype(bool)
 
-  def opencv_one_core(method, options):
+  def opencv_in_turn(method, options):
     return [estimate(pair, method, options) for pair in pairs]
 
-  def opencv_all_cores(method, options):
+  def opencv_in_threads(method, options):
     call = functools.partial(estimate, method=method, options=options)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
       return list(pool.map(call, pairs))
 
   contenders = {
     f"ours, {number} hypotheses": (
-      functools.partial(ours_one_core, number),
-      functools.partial(ours_all_cores, number),
+      functools.partial(ours_in_turn, number),
+      functools.partial(ours_in_threads, number),
     )
     for number in (1000, 4000)
   }
@@ -134,8 +126,8 @@ def make_contenders(pairs):
     arguments = (getattr(cv2, name), OPENCV | change)
     label = f"OpenCV {name}" + (", never early" if change else "")
     contenders[label] = (
-      functools.partial(opencv_one_core, *arguments),
-      functools.partial(opencv_all_cores, *arguments),
+      functools.partial(opencv_in_turn, *arguments),
+      functools.partial(opencv_in_threads, *arguments),
     )
   return contenders
 
@@ -170,9 +162,11 @@ def main():
   arguments = parser.parse_args()
   cv2.setNumThreads(1)
 
+  cores = len(os.sched_getaffinity(0))
   print(
-    f"{os.cpu_count()} cores, {arguments.pairs} pairs, medians of "
-    f"{arguments.rounds} rounds, OpenCV {cv2.__version__}, JAX {jax.__version__}"
+    f"{cores} cores, {arguments.pairs} pairs, medians of "
+    f"{arguments.rounds} rounds; OpenCV {cv2.__version__}, "
+    f"JAX {jax.__version__}"
   )
   for n in (200, 500, 1000):
     for share in (0.1, 0.3, 0.5):
@@ -180,11 +174,11 @@ def main():
       made = [make_pair(rng, n, share) for _ in range(arguments.pairs)]
       contenders = make_contenders([pair[:2] for pair in made])
       scores = {
-        name: judge(one_core(), [pair[2:] for pair in made])
-        for name, (one_core, _) in contenders.items()
+        name: judge(in_turn(), [pair[2:] for pair in made])
+        for name, (in_turn, _) in contenders.items()
       }
-      for _, all_cores in contenders.values():
-        all_cores()
+      for _, in_threads in contenders.values():
+        in_threads()
       seconds = {name: ([], []) for name in contenders}
       for _ in range(arguments.rounds):
         for name, ways in contenders.items():
@@ -194,7 +188,7 @@ def main():
             times.append(time.perf_counter() - start)
       print(f"\n{n} correspondences, {share:.0%} inliers")
       print(
-        f"{'':30}{'pairs/s, 1 core':>16}{'all cores':>10}{'success':>9}"
+        f"{'':30}{'pairs/s, in turn':>16}{'in threads':>12}{'success':>9}"
         f"{'error':>8}{'precision':>11}{'recall':>8}"
       )
       for name, (success, error, precision, recall) in scores.items():
@@ -202,7 +196,7 @@ def main():
           arguments.pairs / statistics.median(times) for times in seconds[name]
         ]
         print(
-          f"{name:30}{speeds[0]:16.0f}{speeds[1]:10.0f}{success:9.1%}"
+          f"{name:30}{speeds[0]:16.0f}{speeds[1]:12.0f}{success:9.1%}"
           f"{error:8.2f}{precision:11.1%}{recall:8.1%}",
           flush=True,
         )
