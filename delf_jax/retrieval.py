@@ -26,10 +26,10 @@ REFERENCE_SIDE = 1024
 # Options of RANSAC that refuse no transform.
 UNBOUNDED = {"min_span": 0.0, "max_stretch": np.inf, "mirrored": True}
 
-# What `accept` asks for, chosen on training photographs (README.md): inliers,
+# What `accept` asks for, chosen on training and synthetic photographs: inliers,
 # and their surplus over chance in standard deviations.
 MIN_INLIERS = 12
-MIN_SURPLUS = 6.0
+MIN_SURPLUS = 8.0
 
 
 class Index(Protocol):
