@@ -65,7 +65,7 @@ def main() -> int:
     print(json.dumps(as_json(values.photo, matches, accepted)))
   elif accepted:
     for match in accepted:
-      numbers = " ".join(f"{value:.4g}" for value in match.transform.ravel())
+      numbers = " ".join(f"{value:.3f}" for value in match.transform.ravel())
       print(
         f"{drawing.visible(match.path)}  inliers {match.score}  "
         f"{report.describe_transform(match.transform)}  [{numbers}]"
