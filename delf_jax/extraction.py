@@ -27,6 +27,8 @@ from delf_jax.models.delf import folded
 HANDCRAFTED = ("rootsift", "sift")
 MAX_SIDE = 1024
 MIN_SIDE = 16
+# A large photograph takes a gigabyte while ResNet-50 looks at it.
+MOST_WORKERS = 8
 # Keyword arguments of `pyramid.make_extractor` that users may change.
 OPTIONS = (
   "scales",
@@ -246,7 +248,7 @@ def extract_folder(
     photos: folder, searched recursively.
     output: the store's directory.
     dtype: of descriptors on disk: "float16", "float32" or "int8".
-    workers: photographs at a time; by default one a core.
+    workers: photographs at a time; see `in_order`.
 
   Raises:
     InputError: if the folder holds no photograph, the store is of other
@@ -303,9 +305,9 @@ def in_order(
   Args:
     work: what to do with an item.
     items: in order.
-    workers: threads; by default one a core.
+    workers: threads; by default one a core, up to `MOST_WORKERS`.
   """
-  workers = workers or os.cpu_count() or 1
+  workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
   ahead = collections.deque()
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     try:

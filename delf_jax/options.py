@@ -45,7 +45,10 @@ def define_features() -> None:
     upper_bound=1.0,
   )
   flags.DEFINE_integer(
-    "workers", None, "photographs at a time (one a core).", lower_bound=1
+    "workers",
+    None,
+    "photographs at a time (one a core, up to 8).",
+    lower_bound=1,
   )
 
 
@@ -107,9 +110,17 @@ def define_search() -> None:
     f"{retrieval.REFERENCE_SIDE}.",
     lower_bound=0.0,
   )
+  flags.DEFINE_integer("seed", 0, "of the hypotheses.", lower_bound=0)
 
 
 def search_options(values: flags.FlagValues) -> dict[str, Any]:
   """Returns the flags of `define_search` as `retrieval.search` takes them."""
-  names = ("neighbours", "candidates", "counting", "transforms", "threshold")
+  names = (
+    "neighbours",
+    "candidates",
+    "counting",
+    "transforms",
+    "threshold",
+    "seed",
+  )
   return {name: values[name].value for name in names}
