@@ -7,8 +7,10 @@ VARIANT
                    give --config.dataset.path=DIR with DIR/landmark/*.jpg and
                    --config.init_from=CHECKPOINT to start from trained weights.
                    Meant for an accelerator; not run here.
-  synthetic_small  a network of a million parameters learns 20 synthetic
-                   landmarks from scratch, in about two minutes on two cores.
+  synthetic_small  a network of 1.15 million parameters learns 20 synthetic
+                   landmarks from scratch: 2 min 50 s on two cores, with making
+                   the photographs and learning the reduction; on landmarks it
+                   has not seen `make demo` then prints mAP 62.6, R@90 35.3.
   tiny             seconds; for tests.
 """
 
