@@ -1,6 +1,7 @@
 """What every program does around its work: errors, compilation cache."""
 
 import os
+import signal
 import sys
 import time
 import warnings
@@ -47,6 +48,8 @@ def run(main: Callable[[], int | None]) -> None:
         f"--help lists them"
       )
     logging.set_verbosity(logging.ERROR)
+    # A cluster's "terminate" ends a program as the keyboard does: in order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.filterwarnings("ignore", module="(jax|flax|orbax|grain|etils).*")
     use_compilation_cache()
     try:
