@@ -43,6 +43,7 @@ def query_sections(
     drawing.draw_photograph(photograph.pixels),
     shown if accepted else [],
     min_inliers=min_inliers,
+    found=len(accepted),
     rejected=None if accepted or not shown else shown[0],
   )
 

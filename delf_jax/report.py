@@ -138,6 +138,7 @@ def query_sections(
   matches: Sequence[Match],
   *,
   min_inliers: int,
+  found: int | None = None,
   rejected: Match | None = None,
 ) -> list[Section]:
   """Shows a query and its matches, or says that there are none.
@@ -147,6 +148,7 @@ def query_sections(
     query_picture: [h, w, 3] uint8, from `draw_photograph`.
     matches: best first; empty if no photograph matches.
     min_inliers: how many inliers make a match.
+    found: how many matches there are, where `matches` are only the best.
     rejected: the best candidate that is no match, shown if nothing matches.
 
   Returns:
@@ -157,7 +159,10 @@ def query_sections(
   )
   title = f"Query {query}"
   if matches:
-    counted = "1 match" if len(matches) == 1 else f"{len(matches)} matches"
+    found = found or len(matches)
+    counted = "1 match" if found == 1 else f"{found} matches"
+    if found > len(matches):
+      counted += f", the best {len(matches)} shown"
     return [
       Section(title, [photograph, Paragraph(_LEGEND)], aside=counted),
       *(

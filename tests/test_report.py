@@ -204,6 +204,19 @@ def test_a_query_with_matches(tmp_path):
   assert "q/query.jpg beside a/first.jpg, 57" in page.images[1]["alt"]
 
 
+def test_matches_that_are_not_shown_are_counted(tmp_path):
+  sections = report.query_sections(
+    "query.jpg",
+    picture(),
+    [Match("first.jpg", 57, None, picture())],
+    min_inliers=15,
+    found=4,
+  )
+  assert "4 matches, the best 1 shown" in "\n".join(
+    write(tmp_path, *sections).text
+  )
+
+
 def test_silence_is_said_clearly(tmp_path):
   page = write(
     tmp_path, *report.query_sections("q.jpg", picture(), [], min_inliers=15)
