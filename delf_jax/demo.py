@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,10 +66,12 @@ def run_program(name: str, **values: object) -> None:
     raise InputError(f"the demo stopped: delf_jax.{name} ended with {status}")
 
 
-def build_databases(photos: str, output: Path, max_side: int) -> None:
+def build_databases(
+  photos: str, output: Path, run: Path, max_side: int
+) -> None:
   """Extracts and indexes a folder with every system."""
   for kind in SYSTEMS.values():
-    features = output / "run" if kind == "delf" else kind
+    features = run if kind == "delf" else kind
     run_program(
       "extract",
       photos=photos,
@@ -176,15 +179,17 @@ def main() -> int:
   own = values.photos
   if own:
     folder.list_photographs(own)  # says now what would fail in minutes
-  data = output / "data"
+  data, run = output / "data", output / "run"
   run_program(
     "train",
     config=f"{os.path.relpath(CONFIG)}:{VARIANT}",
     **{"config.dataset.path": output / "training_data"},
-    workdir=output / "run",
+    workdir=run,
   )
   if own:
-    build_databases(own, output, extraction.MAX_SIDE)
+    # A place for each folder, beside what was made of others.
+    output /= f"own-{zlib.crc32(os.fsencode(os.path.abspath(own))):08x}"
+    build_databases(own, output, run, extraction.MAX_SIDE)
     measured = []
     queries = pick_queries(own)
   else:
@@ -198,7 +203,7 @@ def main() -> int:
       clutter=CLUTTER,
       distractors=DISTRACTORS,
     )
-    build_databases(str(data / "photos"), output, max(synthetic.SIZE))
+    build_databases(str(data / "photos"), output, run, max(synthetic.SIZE))
     measured = measure(output, data)
     truth = protocols.read_ground_truth(data / "ground_truth.json")
     queries = [data / "photos" / query.path for query in truth.queries[:30:10]]
