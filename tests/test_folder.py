@@ -51,6 +51,13 @@ def test_photographs_of_any_depth_and_extension(tmp_path):
     assert list_photographs(root).paths == listing.paths
 
 
+def test_any_name(tmp_path):
+  names = ["a.jpg", "show.php?id=3", "deep/0123abcd", "notes.txt"]
+  make(tmp_path, *names, ".hidden", "deep/.part")
+  listing = list_photographs(tmp_path, any_name=True)
+  assert listing.paths == tuple(sorted(names))
+
+
 def test_the_order_of_the_file_system_does_not_matter(tmp_path):
   names = [f"{a}{b}/{c}.jpg" for a in "xY0" for b in " -é" for c in range(9)]
   expected = tuple(sorted(names))

@@ -39,8 +39,10 @@ def test_splits_hold_every_view_once(splits):
 
 
 def test_examples_are_the_rendered_views(splits):
-  for example in (splits["train"][4], splits["validation"][1]):
-    assert example["landmark"] == example["label"]
+  for split, i in (("train", 4), ("validation", 1)):
+    example = splits[split][i]
+    assert example["landmark"] == example["label"] == splits[split].labels[i]
+    assert example["name"] == f"landmark_01/view_{example['view']:03d}"
     view = synthetic.render_view(
       5, example["landmark"], example["view"], size=(96, 72)
     )
@@ -51,6 +53,39 @@ def test_examples_are_the_rendered_views(splits):
     np.testing.assert_array_equal(
       example["homography"], view.homography.astype(np.float32)
     )
+
+
+def test_the_first_examples_show_every_landmark(splits):
+  assert splits["train"].labels.tolist() == [0, 1, 2] * 3
+  assert splits["train"].labels.dtype == np.int32
+
+
+def test_rendered_on_demand_they_are_the_same(splits):
+  rendered = synthetic_landmarks.open_synthetic(**TINY)
+  for split in ("train", "validation"):
+    assert len(rendered[split]) == len(splits[split])
+    for i in (0, 2, -1):
+      one, other = rendered[split][i], splits[split][i]
+      np.testing.assert_array_equal(
+        one.pop("homography"), other.pop("homography")
+      )
+      assert one == other
+    with pytest.raises(IndexError):
+      rendered[split][len(rendered[split])]
+  pickle.loads(pickle.dumps(rendered["train"]))
+
+
+def test_names_sort_like_labels():
+  names = synthetic_landmarks.class_names(101)
+  assert names == tuple(sorted(names)) and names[7] == "landmark_007"
+  assert synthetic_landmarks.class_names(3)[2] == "landmark_02"
+
+
+def test_no_validation_views(tmp_path):
+  splits = synthetic_landmarks.open_synthetic(
+    tmp_path, num_landmarks=2, train_views=1, validation_views=0, size=(48, 48)
+  )
+  assert [len(splits[name]) for name in ("train", "validation")] == [2, 0]
 
 
 def test_prepared_data_is_reused_in_the_same_order(splits, data_dir):

@@ -47,7 +47,9 @@ class LabelledListing(NamedTuple):
   names: tuple[str, ...]
 
 
-def list_photographs(root: str | bytes | os.PathLike) -> Listing:
+def list_photographs(
+  root: str | bytes | os.PathLike, *, any_name: bool = False
+) -> Listing:
   """Lists the photographs under a folder, at any depth.
 
   A photograph is a file with one of `EXTENSIONS`, in small letters or
@@ -59,6 +61,8 @@ def list_photographs(root: str | bytes | os.PathLike) -> Listing:
 
   Args:
     root: the folder.
+    any_name: takes every file for a photograph, as downloads without an
+      extension need it.
 
   Returns:
     The listing. Folders that cannot be read, broken links and things with a
@@ -84,7 +88,7 @@ def list_photographs(root: str | bytes | os.PathLike) -> Listing:
     raise InputError(
       f"cannot read the folder {root!r} ({error}); check the path"
     ) from error
-  paths, problems = _walk(root)
+  paths, problems = _walk(root, any_name)
   if not paths:
     unread = f" ({len(problems)} entries unreadable)" if problems else ""
     raise InputError(
@@ -135,7 +139,7 @@ def labelled_photographs(
   )
 
 
-def _walk(root: str) -> tuple[list[str], list[tuple[str, str]]]:
+def _walk(root: str, any_name: bool) -> tuple[list[str], list[tuple[str, str]]]:
   """Returns the unsorted photographs and problems under `root`."""
   paths = []
   linked = []
@@ -161,7 +165,8 @@ def _walk(root: str) -> tuple[list[str], list[tuple[str, str]]]:
     real_place = os.path.realpath(place)
     for entry in entries:
       path = f"{folder}/{entry.name}" if folder else entry.name
-      wanted = os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+      extension = os.path.splitext(entry.name)[1].lower()
+      wanted = any_name or extension in EXTENSIONS
       try:
         mode = entry.stat().st_mode if entry.is_symlink() else None
         is_folder = entry.is_dir() if mode is None else stat.S_ISDIR(mode)

@@ -1,11 +1,9 @@
-"""Synthetic landmarks as a TensorFlow Datasets builder, without TensorFlow.
+"""Synthetic landmarks as training data: made on demand, or kept by TFDS.
 
 Importing this module imports tensorflow_datasets, which takes a while.
 """
 
-import contextlib
 import dataclasses
-import io
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +11,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
-from delf_jax import progress
-from delf_jax.data import synthetic
-from delf_jax.errors import InputError
+from delf_jax.data import records, synthetic
 
 
 @dataclasses.dataclass(eq=False)
@@ -49,23 +44,72 @@ class SyntheticConfig(tfds.core.BuilderConfig):
       f"-{self.size[0]}x{self.size[1]}"
     )
 
+  def sources(self) -> dict[str, "RenderedSource"]:
+    """Returns the photographs of both splits, each made when asked for."""
+    middle = self.train_views
+    last = middle + self.validation_views
+    return {
+      split: RenderedSource(self.seed, self.num_landmarks, views, self.size)
+      for split, views in (
+        ("train", range(middle)),
+        ("validation", range(middle, last)),
+      )
+    }
 
-class SyntheticLandmarks(tfds.core.GeneratorBasedBuilder):
+
+class RenderedSource:
+  """Photographs of synthetic landmarks, made at every access.
+
+  View by view, so that the first of them show many landmarks.
+
+  Attributes:
+    labels: [n] int32.
+  """
+
+  def __init__(
+    self, seed: int, num_landmarks: int, views: range, size: tuple[int, int]
+  ) -> None:
+    """Takes the arguments of `synthetic.render_view`."""
+    self._seed = seed
+    self._size = size
+    self._views = views
+    self._names = class_names(num_landmarks)
+    self.labels = np.tile(np.arange(num_landmarks, dtype=np.int32), len(views))
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    landmark = int(self.labels[i])
+    view = self._views[range(len(self))[i] // len(self._names)]
+    picture = synthetic.render_view(self._seed, landmark, view, size=self._size)
+    return {
+      "image": synthetic.encode_jpeg(picture.pixels),
+      "mask": synthetic.encode_mask(picture.mask),
+      "label": landmark,
+      "name": f"{self._names[landmark]}/view_{view:03d}",
+      "landmark": landmark,
+      "view": view,
+      "homography": picture.homography.astype(np.float32),
+    }
+
+
+class SyntheticLandmarks(tfds.core.DatasetBuilder):
   """Procedurally made landmarks: photographs, masks and homographies."""
 
   # Raise this whenever other pictures come out: prepared data is reused.
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("2.0.0")
   BUILDER_CONFIGS = [SyntheticConfig()]
 
   def _info(self) -> tfds.core.DatasetInfo:
-    encoded = tfds.features.Tensor(shape=(), dtype=np.object_)
     return self.dataset_info_from_configs(
       description=__doc__,
       features=tfds.features.FeaturesDict(
         {
-          "image": encoded,
-          "mask": encoded,
+          "image": records.encoded(),
+          "mask": records.encoded(),
           "label": tfds.features.Scalar(np.int64),
+          "name": records.encoded(),
           "landmark": tfds.features.Scalar(np.int64),
           "view": tfds.features.Scalar(np.int64),
           "homography": tfds.features.Tensor(shape=(3, 3), dtype=np.float32),
@@ -73,49 +117,28 @@ class SyntheticLandmarks(tfds.core.GeneratorBasedBuilder):
       ),
     )
 
-  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-    del dl_manager  # nothing is downloaded
-    config = self.builder_config
-    middle = config.train_views
-    last = middle + config.validation_views
-    return {
-      "train": self._generate_examples(range(middle)),
-      "validation": self._generate_examples(range(middle, last)),
-    }
-
-  def _generate_examples(
-    self, views: range
-  ) -> Iterator[tuple[str, dict[str, Any]]]:
-    config = self.builder_config
-
-    def example(landmark, view):
-      picture = synthetic.render_view(
-        config.seed, landmark, view, size=config.size
-      )
-      return f"{landmark}-{view}", {
-        "image": synthetic.encode_jpeg(picture.pixels),
-        "mask": synthetic.encode_mask(picture.mask),
-        "label": landmark,
-        "landmark": landmark,
-        "view": view,
-        "homography": picture.homography.astype(np.float32),
-      }
-
-    def examples():
-      with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for landmark in range(config.num_landmarks):
-          yield from pool.map(example, [landmark] * len(views), views)
-
-    yield from progress.track(
-      examples(),
-      label="synthetic landmarks",
-      unit="photograph",
-      total=config.num_landmarks * len(views),
+  def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+    del dl_manager, download_config  # nothing is downloaded
+    records.write_splits(
+      self,
+      {
+        split: (len(source), _rendered(source))
+        for split, source in self.builder_config.sources().items()
+      },
     )
+
+  def _as_dataset(self, *args: Any, **kwargs: Any):
+    raise NotImplementedError("array_record files are read by as_data_source")
+
+
+def class_names(num_landmarks: int) -> tuple[str, ...]:
+  """Names the landmarks so that their order is the order of their names."""
+  width = max(2, len(str(num_landmarks - 1)))
+  return tuple(f"landmark_{i:0{width}d}" for i in range(num_landmarks))
 
 
 def open_synthetic(
-  data_dir: str | os.PathLike[str],
+  data_dir: str | os.PathLike[str] = "",
   *,
   seed: int = 0,
   num_landmarks: int = 20,
@@ -129,7 +152,8 @@ def open_synthetic(
   and touches no network; what was begun and not finished is begun again.
 
   Args:
-    data_dir: folder of all such collections; each has a folder inside.
+    data_dir: folder of all such collections, each with a folder inside; "":
+      nothing is kept, and each photograph is made whenever it is asked for.
     seed: of the collection.
     num_landmarks: landmarks 0 to `num_landmarks` - 1.
     train_views: views 0 to `train_views` - 1 of each are for training.
@@ -137,11 +161,10 @@ def open_synthetic(
     size: longer and shorter side of the photographs in pixels.
 
   Returns:
-    split ("train", "validation") -> random access by number to a dict of
-    "image" (bytes of a JPEG), "mask" (bytes of a PNG, 255 where the landmark is
-    visible), "label" and "landmark" (the same here), "view", and "homography"
-    [3, 3] float32 from (y, x, 1) in the landmark's plane to the photograph. The
-    order is shuffled, and always the same.
+    split ("train", "validation") -> a source (`data.sources`) whose examples
+    also have "mask" (bytes of a PNG, 255 where the landmark is visible),
+    "landmark" (the label), "view", and "homography" [3, 3] float32 from
+    (y, x, 1) in the landmark's plane to the photograph.
 
   Raises:
     InputError: if `data_dir` cannot be written or read.
@@ -153,34 +176,20 @@ def open_synthetic(
     validation_views=validation_views,
     size=size,
   )
-  known = SyntheticLandmarks.builder_configs
-  try:
-    with _quiet():
-      builder = SyntheticLandmarks(
-        data_dir=data_dir, config=known.get(config.name, config)
-      )
-      builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-        file_format="array_record",
-      )
-      return builder.as_data_source()
-  except (OSError, RuntimeError) as error:  # array_record knows no OSError
-    reason = str(error).strip().splitlines()[0]
-    raise InputError(
-      f"cannot keep synthetic landmarks in {os.fspath(data_dir)}: {reason}; "
-      "choose another folder or make room"
-    ) from error
+  sources = config.sources()
+  if not data_dir:
+    return sources
+  builder = records.prepare(SyntheticLandmarks, config, data_dir, {})
+  return records.record_sources(
+    builder, {split: source.labels for split, source in sources.items()}
+  )
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Silences TFDS: it prints, warns of any configuration, and shows bars."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  tfds.display_progress_bar(enable=False)
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      yield
-  finally:
-    tfds.display_progress_bar(enable=True)
-    logging.set_verbosity(verbosity)
+def _rendered(source: RenderedSource) -> Iterator[dict[str, Any]]:
+  """Yields the examples of a source; all cores draw, a few in advance."""
+  ahead = 4 * (os.cpu_count() or 1)
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    for start in range(0, len(source), ahead):
+      stop = min(start + ahead, len(source))
+      for example in pool.map(source.__getitem__, range(start, stop)):
+        yield {**example, "name": os.fsencode(example["name"])}
