@@ -20,6 +20,7 @@ from delf_jax.data.photographs import (
   Photograph,
   decode_photograph,
   read_photograph,
+  resample_photograph,
 )
 from delf_jax.errors import InputError
 
@@ -620,3 +621,83 @@ def test_real_photographs_agree_with_opencv():
     assert photograph.pixels.shape == expected.shape
     difference = np.abs(photograph.pixels.astype(int) - expected)
     assert difference.mean() < 1
+
+
+def cut(data, box, size):
+  return resample_photograph(data, name="x", plan=lambda *_: (box, size))
+
+
+def test_a_part_is_cut_and_resized_at_once():
+  pixels = picture(90, 120)
+  data = encode(pixels, "PNG")
+  same = cut(data, (10, 20, 60, 100), (50, 80))
+  np.testing.assert_array_equal(same, pixels[10:60, 20:100])
+  half = cut(data, (10, 20, 60, 100), (25, 40))
+  expected = Image.fromarray(pixels).resize((60, 45), Image.BILINEAR)
+  error = np.abs(half.astype(int) - np.asarray(expected)[5:30, 10:50]).max()
+  assert error <= 1
+  grown = cut(data, (0, 0, 90, 120), (180, 240))
+  expected = Image.fromarray(pixels).resize((240, 180), Image.BILINEAR)
+  np.testing.assert_array_equal(grown, np.asarray(expected))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_part_is_one_of_the_upright_photograph(kind, orientation):
+  stored = np.asarray(
+    Image.fromarray(picture(6, 9)).resize((361, 281), Image.BICUBIC)
+  )
+  options = {
+    "JPEG": {"exif": b"Exif\0\0" + exif(orientation)},
+    "TIFF": {"tiffinfo": {0x0112: orientation}},
+  }.get(kind, {"exif": exif(orientation)})
+  data = encode(stored, kind, quality=95, **options)
+  upright = UPRIGHT[orientation](stored)
+  sizes = []
+
+  def plan(height, width):
+    sizes.append((height, width))
+    return (20, 30, 220, 190), (50, 40)
+
+  result = resample_photograph(data, name="x", plan=plan)
+  assert sizes == [upright.shape[:2]]
+  part = Image.fromarray(np.ascontiguousarray(upright[20:220, 30:190]))
+  expected = np.asarray(part.resize((40, 50), Image.BILINEAR)).astype(int)
+  error = np.abs(result - expected)[1:-1, 1:-1]
+  assert error.mean() < 1.5
+
+
+@pytest.mark.parametrize(
+  ("box", "size", "whole"),
+  [
+    ((0, 0, 640, 960), (640, 960), True),
+    ((0, 0, 640, 960), (1280, 1920), True),
+    ((0, 0, 640, 960), (100, 481), True),
+    ((0, 0, 640, 960), (320, 480), False),
+    ((0, 0, 320, 480), (161, 240), True),
+    ((0, 0, 320, 480), (160, 240), False),
+    ((0, 0, 640, 960), (3, 5), False),
+  ],
+)
+def test_a_jpeg_is_decoded_no_smaller_than_asked_for(box, size, whole):
+  smooth = Image.fromarray(picture(8, 12)).resize((960, 640), Image.BICUBIC)
+  data = encode(smooth, "JPEG", quality=90)
+  decoded = encode(decode_photograph(data, name="x").pixels, "PNG")
+  expected = cut(decoded, box, size)
+  result = cut(data, box, size)
+  assert result.shape == (*size, 3)
+  assert np.array_equal(result, expected) == whole
+  assert np.abs(result.astype(int) - expected).mean() < 1
+
+
+def test_a_damaged_photograph_has_no_part():
+  for data in (b"", b"text", encode(picture(), "JPEG")[:200]):
+    with pytest.raises(InputError, match="'x'"):
+      cut(data, (0, 0, 5, 5), (5, 5))
+  with pytest.raises(InputError, match="more than the 10 allowed"):
+    resample_photograph(
+      encode(picture(), "PNG"),
+      name="x",
+      plan=lambda *_: ((0, 0, 1, 1), (1, 1)),
+      max_pixels=10,
+    )

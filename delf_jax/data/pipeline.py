@@ -1,133 +1,351 @@
-"""Photographs -> training batches: decoding, crops, order, resumption."""
+"""Photographs -> batches: read ahead, in order, by threads or processes."""
 
-import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import functools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from PIL import Image
 
-from delf_jax.data.photographs import decode_photograph
+from delf_jax.data.augmentation import Augmentation
+from delf_jax.data.examples import (
+  SAMPLINGS,
+  EvaluationExamples,
+  Example,
+  Source,
+  TrainingExamples,
+)
+from delf_jax.data.workers import Workers
 from delf_jax.errors import InputError
 
+# Batches that are ready or being made while one is used.
+_AHEAD = 2
 
-class PhotographFiles:
-  """Labelled photographs of a folder as a random-access source."""
-
-  def __init__(
-    self, root: str, paths: Sequence[str], labels: Sequence[int]
-  ) -> None:
-    """Takes what `data.folder.labelled_photographs` found."""
-    self._root = Path(root)
-    self._paths = paths
-    self._labels = labels
-
-  def __len__(self) -> int:
-    return len(self._paths)
-
-  def __getitem__(self, i: int) -> dict[str, Any]:
-    path = self._root / self._paths[i]
-    try:
-      image = path.read_bytes()
-    except OSError:
-      image = b""  # decoding reports it, as it does every other damage
-    return {
-      "image": image,
-      "label": int(self._labels[i]),
-      "name": self._paths[i],
-    }
-
-
-def centre_square(pixels: np.ndarray, side: int) -> np.ndarray:
-  """Cuts the largest central square and resizes it to [side, side, 3].
-
-  The first step of both training stages (sections 3.2 and 3.3.2); shrinking
-  is antialiased.
-  """
-  height, width = pixels.shape[:2]
-  length = min(height, width)
-  top, left = (height - length) // 2, (width - length) // 2
-  square = Image.fromarray(pixels).crop(
-    (left, top, left + length, top + length)
-  )
-  return np.asarray(square.resize((side, side), Image.Resampling.BILINEAR))
-
-
-def random_crop(
-  pixels: np.ndarray, side: int, generator: np.random.Generator
-) -> np.ndarray:
-  """Cuts a [side, side, 3] window anywhere from a square [n, n, 3]."""
-  top, left = generator.integers(0, len(pixels) - side + 1, size=2)
-  return pixels[top : top + side, left : left + side]
+# Bytes of pixels that one request to a worker makes: enough that the request
+# itself costs nothing beside them, and little enough to share a batch out.
+_REQUEST = 2**20
 
 
 def training_batches(
-  source: Any,
+  source: Source,
   *,
   seed: int,
   batch_size: int,
   resize: int,
   crop: int,
+  start: int = 0,
+  scales: Sequence[float] = (1.0,),
+  sampling: str = "photograph",
+  augmentation: Augmentation | None = None,
   process_index: int = 0,
   process_count: int = 1,
+  workers: int = 0,
   threads: int = 2,
-) -> grain.DatasetIterator:
-  """Iterates for ever over shuffled, cropped batches.
+) -> "Batches":
+  """Iterates for ever over cut and shuffled photographs.
 
-  Every process reads its own share. The iterator's `get_state` and
-  `set_state` continue it exactly. A photograph that cannot be decoded is
-  reported and left out.
+  What is at a place of a batch, which photograph and how it is cut and changed,
+  is a pure function of the seed and that place: the same on any number of
+  processes, workers and threads, and after any interruption. The number of
+  batches consumed is all the state there is.
+
+  A photograph that cannot be read is left out, reported in `skipped`, and
+  another one takes its place.
 
   Args:
-    source: random access to {"image": encoded bytes, "label": int, ...}.
-    seed: of order and crops.
-    batch_size: of this process.
-    resize: side of the central square.
-    crop: side of the random window.
-    process_index: of this process.
-    process_count: how many processes read the source.
+    source: the photographs. With `workers` it is pickled.
+    seed: of the order and all else, 0 or more.
+    batch_size: of all processes together.
+    resize: side to which the largest central square is resized.
+    crop: side of the random window in it (250 and 224, then 900 and 720 in
+      sections 3.2 and 3.3.2 of the paper).
+    start: batches consumed before.
+    scales: the window is resized by one of them, drawn for each whole batch.
+    sampling: "photograph", each once an epoch, or "class", each class as often
+      as any other.
+    augmentation: what else happens to them.
+    process_index: of this process, which gets the rows of its share.
+    process_count: how many processes share a batch.
+    workers: processes that decode, beside this one; 0 decodes in this one.
+    threads: that decode, in this process or in each worker.
+
+  Returns:
+    an iterator of {"pixels": [b, s, s, 3] uint8, "labels": [b] int32, "names":
+    list of b str} with b = batch_size / process_count, s = round(crop * scale).
+
+  Raises:
+    InputError: if an option or the source is unfit; while iterating, if hardly
+      a photograph can be read.
+  """
+  if sampling not in SAMPLINGS:
+    raise InputError(
+      f"unknown sampling {sampling!r}; expected {' or '.join(SAMPLINGS)}"
+    )
+  _check(source, batch_size, process_count, resize, crop)
+  if not scales or not all(
+    0 < scale <= 1 and round(crop * scale) for scale in scales
+  ):
+    raise InputError(
+      f"scales {tuple(scales)} must be above 0 and at most 1, and leave a pixel"
+    )
+  if seed < 0 or start < 0:
+    raise InputError(
+      f"seed {seed} and start {start} must not be negative; change them"
+    )
+  if workers < 0 or threads < 1:
+    raise InputError(
+      f"{workers} workers and {threads} threads cannot decode; give 0 or more "
+      "workers and at least 1 thread"
+    )
+  make = functools.partial(
+    TrainingExamples,
+    source,
+    seed=seed,
+    batch_size=batch_size,
+    resize=resize,
+    crop=crop,
+    scales=tuple(scales),
+    sampling=sampling,
+    augmentation=augmentation,
+  )
+  return _batches(
+    make,
+    first=start,
+    last=None,
+    batch_size=batch_size,
+    crop=crop,
+    process_index=process_index,
+    process_count=process_count,
+    workers=workers,
+    threads=threads,
+    weighted=False,
+  )
+
+
+def evaluation_batches(
+  source: Source,
+  *,
+  batch_size: int,
+  resize: int,
+  crop: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  limit: int | None = None,
+  threads: int = 2,
+) -> "Batches":
+  """Iterates once over all photographs, cut in their centre.
+
+  Args:
+    source: the photographs.
+    batch_size: of all processes together.
+    resize: side to which the largest central square is resized.
+    crop: side of the window in the centre of that.
+    process_index: of this process, which gets the rows of its share.
+    process_count: how many processes share a batch.
+    limit: takes so many photographs at most, the first ones.
     threads: that decode.
 
   Returns:
-    an iterator of {"pixels": [b, crop, crop, 3] uint8, "labels": [b] int32}.
+    an iterator of {"pixels": [b, crop, crop, 3] uint8, "labels": [b] int32,
+    "weights": [b] float32, "names": list of b str}, equally many for every
+    process. Weights are 0 in the padding of the last batch and for photographs
+    that cannot be read, which are reported in `skipped`; pixels are 0 there.
 
   Raises:
-    InputError: if a process has fewer photographs than one batch.
+    InputError: if an option or the source is unfit.
   """
-  share = (len(source) - process_index + process_count - 1) // process_count
-  if share < batch_size:
+  _check(source, batch_size, process_count, resize, crop)
+  if limit is not None and limit < 1:
+    raise InputError(f"limit {limit} leaves no photograph; give 1 or more")
+  make = functools.partial(
+    EvaluationExamples, source, resize=resize, crop=crop, limit=limit
+  )
+  count = min(len(source), limit or len(source))
+  return _batches(
+    make,
+    first=0,
+    last=-(-count // batch_size),
+    batch_size=batch_size,
+    crop=crop,
+    process_index=process_index,
+    process_count=process_count,
+    workers=0,
+    threads=threads,
+    weighted=True,
+  )
+
+
+def _check(
+  source: Source, batch_size: int, process_count: int, resize: int, crop: int
+) -> None:
+  """Refuses what no batches can be made of."""
+  if not len(source):
+    raise InputError("no photographs to make batches of; check the data set")
+  if batch_size < 1 or batch_size % process_count:
     raise InputError(
-      f"{share} training photographs are too few for a batch of {batch_size}; "
-      f"add photographs or make the batch smaller"
+      f"a batch of {batch_size} does not divide among {process_count} "
+      "processes; change the batch size"
     )
-  dataset = grain.MapDataset.source(source).seed(seed).shuffle()
-  dataset = dataset[process_index::process_count].repeat()
-  dataset = dataset.map(lambda example: _decode(example, resize))
-  dataset = dataset.random_map(
-    lambda example, generator: {
-      "pixels": random_crop(example["pixels"], crop, generator),
-      "labels": example["labels"],
+  if not 1 <= crop <= resize:
+    raise InputError(
+      f"a window of {crop} does not fit a square of {resize} pixels; make "
+      "crop smaller or resize larger"
+    )
+
+
+def _batches(
+  make: Callable[[], TrainingExamples | EvaluationExamples],
+  *,
+  first: int,
+  last: int | None,
+  batch_size: int,
+  crop: int,
+  process_index: int,
+  process_count: int,
+  workers: int,
+  threads: int,
+  weighted: bool,
+) -> "Batches":
+  """Starts to read batches `first` to `last` - 1."""
+  examples = make()
+  rows = batch_size // process_count
+  pool = None
+  part = 1
+  if workers:
+    part = min(rows, max(1, _REQUEST // (3 * crop * crop)))
+    pool = Workers(
+      make, count=workers, threads=threads, size=part * crop * crop * 3
+    )
+  loader = _Loader(
+    examples,
+    pool,
+    first=first,
+    batch_size=batch_size,
+    offset=process_index * rows,
+    rows=rows,
+    part=part,
+  )
+  return Batches(
+    loader, last=last, threads=threads * max(1, workers), weighted=weighted
+  )
+
+
+class _Loader:
+  """Fills parts of batches in any order; Grain's threads call it."""
+
+  def __init__(
+    self,
+    examples: TrainingExamples | EvaluationExamples,
+    pool: Workers | None,
+    *,
+    first: int,
+    batch_size: int,
+    offset: int,
+    rows: int,
+    part: int,
+  ) -> None:
+    self._examples = examples
+    self._pool = pool
+    self._batch_size = batch_size
+    self._offset = offset
+    self._rows = rows
+    self._part = part
+    self._lock = threading.Lock()
+    self._pixels = {}
+    self._closed = False
+    self.first = first
+    self.parts = -(-rows // part)
+
+  def __call__(self, element: int) -> list[Example]:
+    """Fills part `element % parts` of batch `element // parts`."""
+    if self._closed:  # nobody wants what was to be read ahead
+      return []
+    batch, part = divmod(int(element), self.parts)
+    with self._lock:
+      if batch not in self._pixels:
+        side = self._examples.side(batch)
+        self._pixels[batch] = np.empty((self._rows, side, side, 3), np.uint8)
+      pixels = self._pixels[batch]
+    start = part * self._part
+    pixels = pixels[start : start + self._part]
+    position = batch * self._batch_size + self._offset + start
+    return (self._pool or self._examples).fill(position, pixels)
+
+  def take(self, batch: int) -> np.ndarray:
+    """Hands over the pixels of a batch, all parts of which are filled."""
+    with self._lock:
+      return self._pixels.pop(batch)
+
+  def close(self) -> None:
+    self._closed = True
+    if self._pool is not None:
+      self._pool.close()
+
+
+class Batches(Iterator[dict[str, Any]]):
+  """Batches, read ahead; see `training_batches` and `evaluation_batches`.
+
+  Close it, or use it in a `with` statement, to end its processes at once; they
+  also end with the last reference to it and with this process.
+
+  Attributes:
+    skipped: name -> reason of the photographs that could not be read, in the
+      batches taken so far.
+    waited: seconds that the consumer has spent waiting for batches.
+  """
+
+  def __init__(
+    self, loader: _Loader, *, last: int | None, threads: int, weighted: bool
+  ) -> None:
+    self.skipped: dict[str, str] = {}
+    self.waited = 0.0
+    self._loader = loader
+    self._batch = loader.first
+    self._last = last
+    self._weighted = weighted
+    elements = grain.MapDataset.range(
+      loader.first * loader.parts,
+      2**62 if last is None else last * loader.parts,
+    )
+    options = grain.ReadOptions(
+      num_threads=threads,
+      prefetch_buffer_size=max(_AHEAD * loader.parts, 2 * threads),
+    )
+    self._examples = iter(elements.map(loader).to_iter_dataset(options))
+    self.close = weakref.finalize(self, loader.close)
+
+  def __next__(self) -> dict[str, Any]:
+    if not self.close.alive:
+      raise ValueError("these batches are closed")
+    if self._batch == self._last:
+      raise StopIteration
+    start = time.perf_counter()
+    try:
+      examples = []
+      for _ in range(self._loader.parts):
+        examples += next(self._examples)
+    except BaseException:
+      self.close()
+      raise
+    finally:
+      self.waited += time.perf_counter() - start
+    for example in examples:
+      self.skipped.update(example.skipped)
+    batch = {
+      "pixels": self._loader.take(self._batch),
+      "labels": np.array([e.label for e in examples], np.int32),
+      "names": [e.name for e in examples],
     }
-  )
-  options = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=4 * batch_size
-  )
-  return iter(dataset.to_iter_dataset(options).batch(batch_size))
+    if self._weighted:
+      batch["weights"] = np.array([e.weight for e in examples], np.float32)
+    self._batch += 1
+    return batch
 
+  def __enter__(self) -> "Batches":
+    return self
 
-def _decode(
-  example: Mapping[str, Any], resize: int
-) -> dict[str, np.ndarray] | None:
-  """Decodes one example; None, which Grain leaves out, when it is broken."""
-  name = str(example.get("name", "a training photograph"))
-  try:
-    photograph = decode_photograph(example["image"], name=name)
-  except InputError as error:
-    logging.warning("left out: %s", error)
-    return None
-  return {
-    "pixels": centre_square(photograph.pixels, resize),
-    "labels": np.int32(example["label"]),
-  }
+  def __exit__(self, *_: object) -> None:
+    self.close()
