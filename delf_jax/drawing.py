@@ -5,16 +5,17 @@ A picture is [h, w, 3] uint8 RGB; `delf_jax.report` writes pictures to files.
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from delf_jax.evaluation.metrics import PrecisionRecall, recall_at_precision
 
-_BACKGROUND = (22, 24, 29)
-_TEXT = (236, 238, 241)
-_MUTED = (154, 160, 170)
+BACKGROUND = (22, 24, 29)
+TEXT = (236, 238, 241)
+MUTED = (154, 160, 170)
 _CASING = (8, 10, 14)
 
 # From the smallest residual to the largest. Lightness falls all the way, so the
@@ -104,7 +105,7 @@ def draw_matches(
     image_locations = image_locations[worst_first]
     if max_residual is None:
       max_residual = float(np.max(residuals, initial=1.0))
-    colours = _colours(residuals / max_residual)
+    colours = ramp_colours(residuals / max_residual)
 
   margin = max(4, height // 32)
   photos = _fit(query_pixels, height), _fit(image_pixels, height)
@@ -120,7 +121,7 @@ def draw_matches(
   canvas = Image.new(
     "RGB",
     (3 * margin + photos[0].width + photos[1].width, strip_top + strip_height),
-    _BACKGROUND,
+    BACKGROUND,
   )
   for photo, corner in zip(photos, corners, strict=True):
     canvas.paste(photo, corner)
@@ -165,29 +166,9 @@ def plot_precision_recall(
   Returns:
     A picture on a white ground.
   """
-  # Figures are made without pyplot: it keeps them in a global list, and opens
-  # windows where there is a display.
-  import matplotlib
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
   from matplotlib.ticker import PercentFormatter
 
-  settings = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.parse_math": False,
-    "text.usetex": False,
-  }
-  inches = 7.0
-  with matplotlib.rc_context(settings):
-    figure = Figure(
-      figsize=(inches, 0.64 * inches + 0.22 * len(curves)),
-      dpi=width / inches,
-      layout="constrained",
-      facecolor="white",
-    )
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    canvas = FigureCanvasAgg(figure)
+  def draw(figure):
     axes = figure.add_subplot()
     for precision in (90, 95):
       axes.axhline(
@@ -210,17 +191,69 @@ def plot_precision_recall(
     axes.set_ylabel("Precision over all queries together")
     for axis in (axes.xaxis, axes.yaxis):
       axis.set_major_formatter(PercentFormatter(symbol=" %"))
-      axis.set_tick_params(color="#c4c8ce", labelcolor="#3c424c")
-    axes.grid(color="#e8eaed", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#c4c8ce")
+    dress_axes(axes)
     if title:
       axes.set_title(printable(title), loc="left", fontweight="bold", pad=10)
     if curves:
       figure.legend(loc="outside lower left", frameon=False, handlelength=2.4)
+
+  inches = 7.0
+  height = 0.64 * inches + 0.22 * len(curves)
+  return render_figure(draw, inches=(inches, height), width=width)
+
+
+def render_figure(
+  draw: Callable[[Any], None], *, inches: tuple[float, float], width: int
+) -> np.ndarray:
+  """Makes a picture, on a white ground, of a matplotlib figure.
+
+  Args:
+    draw: fills the `matplotlib.figure.Figure` that it is given.
+    inches: width and height, in which points are 1/72.
+    width: of the picture, in pixels.
+  """
+  # Figures are made without pyplot: it keeps them in a global list, and opens
+  # windows where there is a display.
+  import matplotlib
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  settings = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.parse_math": False,
+    "text.usetex": False,
+  }
+  with matplotlib.rc_context(settings):
+    figure = Figure(
+      figsize=inches,
+      dpi=width / inches[0],
+      layout="constrained",
+      facecolor="white",
+    )
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    canvas = FigureCanvasAgg(figure)
+    draw(figure)
     canvas.draw()
   return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def dress_axes(axes: Any) -> None:
+  """Gives matplotlib axes the plots' one look: a light grid, no box."""
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.set_tick_params(color="#c4c8ce", labelcolor="#3c424c")
+  axes.grid(color="#e8eaed", linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.spines[["left", "bottom"]].set_color("#c4c8ce")
+
+
+def curve_style(number: int) -> tuple[str, str]:
+  """Returns the colour and the line style of a plot's curve, from 0 on."""
+  return (
+    _CURVE_COLOURS[number % len(_CURVE_COLOURS)],
+    _CURVE_STYLES[number // len(_CURVE_COLOURS) % len(_CURVE_STYLES)],
+  )
 
 
 def visible(text: str) -> str:
@@ -330,10 +363,15 @@ def _draw_outline(
   canvas.paste(overlay, corner, overlay)
 
 
-def _colours(fractions: np.ndarray) -> np.ndarray:
-  """Returns [n, 3] uint8 colours of the ramp, for fractions [n] in [0, 1]."""
-  knots = np.linspace(0, 1, len(_RAMP))
-  channels = [np.interp(fractions, knots, channel) for channel in _RAMP.T]
+def ramp_colours(fractions: np.ndarray, ramp: np.ndarray = _RAMP) -> np.ndarray:
+  """Returns [..., 3] uint8 colours of a ramp, for fractions [...] in [0, 1].
+
+  Args:
+    fractions: any shape.
+    ramp: [k, 3] colours at even distances, joined by straight lines.
+  """
+  knots = np.linspace(0, 1, len(ramp))
+  channels = [np.interp(fractions, knots, channel) for channel in ramp.T]
   return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
@@ -383,16 +421,16 @@ def _draw_strip(
   """Draws what is below the photographs: names, inliers, the colours."""
   draw = ImageDraw.Draw(canvas)
   height = canvas.height - top
-  large, small = _font(round(0.25 * height)), _font(round(0.2 * height))
+  large, small = load_font(round(0.25 * height)), load_font(round(0.2 * height))
   rows = top + round(0.36 * height), top + round(0.72 * height)
   counted = "1 line" if inliers == 1 else f"{inliers} lines"
   rights = columns[1] - margin, canvas.width - margin
   for column, right, name, note in zip(
     columns, rights, names, ("query", counted), strict=True
   ):
-    name = _shorten(printable(name), large, right - column)
-    draw.text((column, rows[0]), name, _TEXT, large, anchor="lm")
-    draw.text((column, rows[1]), note, _MUTED, small, anchor="lm")
+    name = shorten(printable(name), large, right - column)
+    draw.text((column, rows[0]), name, TEXT, large, anchor="lm")
+    draw.text((column, rows[1]), note, MUTED, small, anchor="lm")
   if max_residual is None:
     return
   right = canvas.width - margin
@@ -400,18 +438,18 @@ def _draw_strip(
   widths = [round(small.getlength(text)) for text in texts]
   gap = round(0.12 * height)
   bar = Image.fromarray(
-    np.tile(_colours(np.linspace(0, 1, 2 * height)), (gap, 1, 1))
+    np.tile(ramp_colours(np.linspace(0, 1, 2 * height)), (gap, 1, 1))
   )
   left = right - sum(widths) - bar.width - 2 * gap
   if left < columns[1] + small.getlength(counted) + 2 * gap:
     return
-  draw.text((left, rows[1]), texts[0], _MUTED, small, anchor="lm")
+  draw.text((left, rows[1]), texts[0], MUTED, small, anchor="lm")
   left += widths[0] + gap
   canvas.paste(bar, (left, rows[1] - gap // 2))
-  draw.text((right, rows[1]), texts[1], _MUTED, small, anchor="rm")
+  draw.text((right, rows[1]), texts[1], MUTED, small, anchor="rm")
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
   """Takes characters out of the middle until the text is no wider."""
   shortened, kept = text, len(text)
   while kept and font.getlength(shortened) > width:
@@ -423,8 +461,7 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 def _plot_curve(axes, number: int, name: str, curve: PrecisionRecall) -> None:
   """Draws one curve and its marks on matplotlib axes."""
   at_90, at_95 = (100 * recall_at_precision(curve, p) for p in (0.90, 0.95))
-  colour = _CURVE_COLOURS[number % len(_CURVE_COLOURS)]
-  style = _CURVE_STYLES[number // len(_CURVE_COLOURS) % len(_CURVE_STYLES)]
+  colour, style = curve_style(number)
   recall, precision = 100 * curve.recall, 100 * curve.precision
   axes.plot(
     recall,
@@ -463,7 +500,8 @@ def _font_file() -> str:
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+  """Returns the font of all pictures, `size` pixels high and at least 8."""
   return ImageFont.truetype(_font_file(), max(8, size))
 
 
