@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils as multihost
 from orbax.checkpoint import v1 as ocp
 
 from delf_jax.errors import InputError
@@ -67,11 +68,16 @@ def build_network(
   end_stride: int = 1,
   attention_hidden: int = 512,
   pool_normalised: bool = True,
+  code_dim: int = 0,
+  cosine_classifier: bool = False,
+  frozen_norm: bool = False,
   momentum: float = 0.9,
   axis_name: str | None = None,
   dtype: str = "float32",
 ) -> Delf:
   """Builds the module from plain values, as a config or `meta.json` has them.
+
+  See `Delf` and `ResNet` for what they mean.
 
   Raises:
     InputError: if the layout is not one of `resnet.LAYOUTS`.
@@ -94,6 +100,9 @@ def build_network(
     num_classes=num_classes,
     attention_hidden=attention_hidden,
     pool_normalised=pool_normalised,
+    code_dim=code_dim,
+    cosine_classifier=cosine_classifier,
+    frozen_norm=frozen_norm,
   )
 
 
@@ -106,6 +115,8 @@ def _architecture(network: Delf) -> dict[str, Any]:
     "end_stride": backbone.end_stride,
     "attention_hidden": network.attention_hidden,
     "pool_normalised": network.pool_normalised,
+    "code_dim": network.code_dim,
+    "cosine_classifier": network.cosine_classifier,
     "num_classes": network.num_classes,
   }
 
@@ -149,6 +160,8 @@ def save_model(
 ) -> str:
   """Writes a model checkpoint, whole or not at all, and replaces an old one.
 
+  Of several processes all must call this; the first writes.
+
   Returns:
     its fingerprint.
 
@@ -168,20 +181,25 @@ def save_model(
     "provenance": dict(provenance),
   }
   meta["fingerprint"] = _fingerprint(json.loads(json.dumps(meta)), tree)
-  new = directory.with_name(f".{directory.name}.new-{os.getpid()}")
-  old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
+  mine = multihost.broadcast_one_to_all(np.int32(os.getpid()))
+  new = directory.with_name(f".{directory.name}.new-{mine}")
+  old = directory.with_name(f".{directory.name}.old-{mine}")
+  writes = jax.process_index() == 0
   try:
     with _writing(directory):
-      new.mkdir(parents=True)
-      _check_room(new, tree)
+      if writes:
+        new.mkdir(parents=True)
+        _check_room(new, tree)
       ocp.save((new / ARRAYS).absolute(), tree)
-      (new / META).write_text(json.dumps(meta, indent=2) + "\n")
-      if directory.exists():
-        directory.rename(old)
-      new.rename(directory)
+      if writes:
+        (new / META).write_text(json.dumps(meta, indent=2) + "\n")
+        if directory.exists():
+          directory.rename(old)
+        new.rename(directory)
   finally:
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    if writes:
+      shutil.rmtree(new, ignore_errors=True)
+      shutil.rmtree(old, ignore_errors=True)
   return meta["fingerprint"]
 
 
@@ -287,7 +305,8 @@ def _load_arrays(path: Path, network: Delf, reduction_dim: int | None):
   variables = abstract_variables(network)
   reduction = None
   if reduction_dim is not None:
-    channels = variables["params"]["attention"]["conv1"]["kernel"].shape[2]
+    attention = variables["params"]["attention"]
+    channels = network.code_dim or attention["conv1"]["kernel"].shape[2]
     shapes = ((channels,), (reduction_dim, channels), (reduction_dim,))
     reduction = Reduction(
       *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
@@ -381,56 +400,117 @@ def _restore(path: Path, abstract):
 class RunCheckpoints:
   """The checkpoints of one training stage, newest last.
 
-  Saving happens in the background; a killed run leaves whole checkpoints.
+  Saving happens in the background; a killed run leaves whole checkpoints. Of
+  several processes all call every method; the first writes, and all read.
   """
 
-  def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
-    """Opens or makes `directory`, to hold the `keep` newest checkpoints."""
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    *,
+    keep: int = 2,
+    best_by: str | None = None,
+  ):
+    """Opens or makes `directory`.
+
+    Args:
+      directory: of the stage.
+      keep: how many of the newest checkpoints stay.
+      best_by: the figure whose highest value among the saved `figures` marks
+        a checkpoint that stays as well.
+    """
     policies = ocp.training.preservation_policies
+    preserved = [policies.LatestN(keep)]
+    if best_by is not None:
+      preserved.append(
+        policies.BestN(
+          get_metric_fn=lambda figures: figures[best_by],
+          n=1,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
+    self._best_by = best_by
     self._directory = Path(directory).absolute()
-    self._directory.mkdir(parents=True, exist_ok=True)
+    with _writing(self._directory):
+      self._directory.mkdir(parents=True, exist_ok=True)
     self._checkpointer = ocp.training.Checkpointer(
       self._directory,
-      preservation_policy=policies.LatestN(keep),
+      preservation_policy=policies.AnyPreservationPolicy(preserved),
       cleanup_tmp_directories=True,
     )
 
-  def save(self, step: int, state, iterator_state: Mapping[str, Any]) -> None:
-    """Saves a tree of arrays and the data iterator's state after `step`.
+  def save(
+    self,
+    step: int,
+    state,
+    *,
+    batches: int,
+    figures: Mapping[str, float] | None = None,
+  ) -> None:
+    """Begins to save what a run needs to go on after `step`.
+
+    Args:
+      step: of the stage.
+      state: tree of arrays, the same on every process.
+      batches: taken from the data so far: the state of its iterator.
+      figures: of the validation at this step, if there was one.
 
     Raises:
       InputError: if this one, or the one before, cannot be written.
     """
     arrays = _as_arrays(state)
+    if figures is None or self._best_by not in figures:
+      figures = None
     with _writing(self._directory):
       self._checkpointer.wait()
       _check_room(self._directory, arrays)
       self._checkpointer.save_async(
         step,
         arrays,
-        custom_metadata={"iterator": dict(iterator_state)},
+        metrics=None if figures is None else dict(figures),
+        custom_metadata={"batches": batches},
         force=True,
       )
 
-  def restore(self, state) -> tuple[Any, dict[str, Any] | None]:
-    """Returns the newest state and iterator state, or `state` and None.
+  @property
+  def steps(self) -> tuple[int, ...]:
+    """The steps that have a checkpoint, ascending."""
+    return tuple(info.step for info in self._checkpointer.checkpoints)
+
+  def best(self) -> int | None:
+    """Returns the step with the highest figure; None before a validation."""
+    scored = [
+      (info.metrics[self._best_by], info.step)
+      for info in self._checkpointer.checkpoints
+      if info.metrics
+    ]
+    return max(scored)[1] if scored else None
+
+  def restore(self, state, step: int | None = None) -> tuple[Any, int]:
+    """Returns a saved state and how many batches it had taken.
+
+    Args:
+      state: of the same shapes; returned, with 0, if nothing was saved.
+      step: which checkpoint; the newest by default.
 
     Raises:
-      InputError: if the newest checkpoint is damaged or of another network.
+      InputError: if the checkpoint is damaged or of another network.
     """
-    latest = self._checkpointer.latest
-    if latest is None:
-      return state, None
+    infos = {info.step: info for info in self._checkpointer.checkpoints}
+    if not infos:
+      return state, 0
+    step = max(infos) if step is None else step
     arrays = _as_arrays(state)
-    where = f"{self._directory}/{latest.step}"
+    where = f"{self._directory}/{step}"
     try:
-      metadata = self._checkpointer.metadata(latest)
+      metadata = self._checkpointer.metadata(infos[step])
       found = {
         name: tuple(leaf.shape)
         for name, leaf in _named(metadata.metadata).items()
       }
+      batches = metadata.custom_metadata["batches"]
     except Exception as error:
-      raise _unreadable(Path(where), error) from error
+      raise self._unreadable(step, error) from error
     problems = _differences(_named(arrays), found)
     if problems:
       raise InputError(
@@ -438,12 +518,25 @@ class RunCheckpoints:
         f"use another --workdir or the config it was started with"
       )
     try:
-      loaded = self._checkpointer.load(latest, arrays)
+      loaded = self._checkpointer.load(infos[step], arrays)
     except Exception as error:
-      raise _unreadable(Path(where), error) from error
+      raise self._unreadable(step, error) from error
     return (
       jax.tree.map_with_path(lambda path, _: loaded[_name(path)], state),
-      metadata.custom_metadata["iterator"],
+      batches,
+    )
+
+  def _unreadable(self, step: int, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    others = [other for other in self.steps if other != step]
+    way = (
+      f"remove it to go on from step {others[-1]}"
+      if others
+      else ("remove it to begin the stage anew")
+    )
+    return InputError(
+      f"{self._directory}/{step}: cannot be read as a checkpoint "
+      f"({reason[0][:160]}); {way}"
     )
 
   def close(self) -> None:

@@ -36,8 +36,8 @@ from delf_jax.data import folder, synthetic, synthetic_folder
 from delf_jax.errors import InputError
 from delf_jax.evaluation import protocols
 
-CONFIG = Path(__file__).parent.parent / "configs" / "finetune.py"
-VARIANT = "synthetic_small"
+CONFIG = Path(__file__).parent.parent / "configs" / "synthetic.py"
+VARIANT = "small"
 SYSTEMS = {"small DELF": "delf", "RootSIFT": "rootsift"}
 # None of these landmarks is among the first twenty, which are trained on.
 FIRST_UNSEEN = 1000

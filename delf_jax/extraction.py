@@ -17,9 +17,19 @@ import numpy as np
 
 from delf_jax import checkpoint, progress
 from delf_jax.data import folder
-from delf_jax.data.photographs import Photograph, read_photograph
+from delf_jax.data.photographs import (
+  Photograph,
+  decode_photograph,
+  read_photograph,
+)
 from delf_jax.errors import InputError
-from delf_jax.features import handcrafted, local_features, pyramid, store
+from delf_jax.features import (
+  handcrafted,
+  local_features,
+  pyramid,
+  reduction,
+  store,
+)
 from delf_jax.features.local_features import LocalFeatures
 from delf_jax.models import resnet
 from delf_jax.models.delf import folded
@@ -180,7 +190,7 @@ def delf_extractor(
     **{**model.extraction, **options},
   )
   variables = jax.device_put(variables)
-  reduction = jax.device_put(model.reduction)
+  learned = jax.device_put(model.reduction)
 
   def extract_one(photograph: Photograph) -> LocalFeatures:
     size = photograph.pixels.shape[:2]
@@ -188,7 +198,7 @@ def delf_extractor(
       (1, *pyramid.canvas_for(*size, max_side=max_side), 3), np.uint8
     )
     canvas[0, : size[0], : size[1]] = photograph.pixels
-    features = extract(variables, reduction, canvas, np.array([size]))
+    features = extract(variables, learned, canvas, np.array([size]))
     features = jax.tree.map(lambda leaf: leaf[0], jax.device_get(features))
     return _in_original_pixels(local_features.compact(features), photograph)
 
@@ -209,6 +219,74 @@ def _in_original_pixels(
     locations=features.locations * ratio[None, :],
     scales=features.scales * ratio.max(),
   )
+
+
+def learn_reduction(
+  model: checkpoint.Model,
+  source: Sequence[Mapping[str, Any]],
+  *,
+  dim: int,
+  whiten: bool = False,
+  photographs: int = 500,
+  seed: int = 0,
+) -> reduction.Reduction | None:
+  """Learns L2 -> PCA -> L2 on the selected features of a seeded sample.
+
+  Args:
+    model: extracts the features; its own reduction is left aside.
+    source: random access to {"image": encoded bytes, ...}.
+    dim: of the result; 0 for no reduction.
+    whiten: see `reduction.fit`.
+    photographs: how many; those that cannot be decoded are replaced.
+    seed: of the sample.
+
+  Raises:
+    InputError: if there are too few features.
+  """
+  if not dim:
+    return None
+  sample = _sample(source, photographs, seed)
+  largest = max(max(photograph.pixels.shape) for photograph in sample)
+  extract = delf_extractor(
+    dataclasses.replace(model, reduction=None),
+    max_side=max(largest, MIN_SIDE),
+  )
+  results = progress.track(
+    in_order(extract, sample),
+    label="reduction",
+    unit="photograph",
+    total=len(sample),
+  )
+  features = [found.descriptors for _, found in results]
+  try:
+    return reduction.fit(np.concatenate(features), dim, whiten=whiten)
+  except ValueError as error:
+    raise InputError(
+      f"{error}; give more photographs or a smaller reduction"
+    ) from error
+
+
+def _sample(source, count: int, seed: int) -> list[Photograph]:
+  """Decodes a seeded sample of photographs.
+
+  Raises:
+    InputError: if none can be decoded.
+  """
+  found = []
+  for i in np.random.default_rng(seed).permutation(len(source)):
+    if len(found) == count:
+      break
+    try:
+      found.append(
+        decode_photograph(
+          source[int(i)]["image"], name=f"{i}", max_side=MAX_SIDE
+        )
+      )
+    except InputError:
+      continue
+  if not found:
+    raise InputError("none of the training photographs can be decoded")
+  return found
 
 
 def extract_file(extractor: Extractor, path: str | os.PathLike):

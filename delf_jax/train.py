@@ -4,358 +4,151 @@ First the descriptors learn by classifying landmarks (section 3.2), then, with
 descriptors frozen, attention learns the same way (section 3.3.2), and last the
 reduction (L2 -> PCA -> L2) is learned on selected features.
 
-  python -m delf_jax.train --config configs/finetune.py:synthetic_small \
-    --workdir runs/small
+  python -m delf_jax.train --config configs/synthetic.py:small --workdir RUN
 
 The part behind the colon is a variant; any value can be changed from the
 command line: --config.descriptors.batch_size=16. The same command continues a
-run that was stopped. The working directory receives config.json,
-metrics.jsonl, checkpoints/ and, at the end, model/, which
+run that was stopped, whatever stopped it, and ends in the same bits.
 
-  python -m delf_jax.extract --photos DIR --features runs/small --output STORE
+RUN receives config.json, metrics.jsonl, tensorboard/, checkpoints/ and, at the
+end, report/index.html (curves, and where the scores look) and model/, which
 
-and the other programs take as --features.
+  python -m delf_jax.extract --photos DIR --features RUN --output STORE
+
+and the other programs take as --features. A config with `sweep` is several
+runs, RUN/NAME each, one after the other. Of several hosts each runs this
+command, with --num_processes and so on (see launch/), on one shared RUN.
 """
 
+import collections
+import contextlib
+import dataclasses
 import functools
 import json
+import shlex
+import sys
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from delf_jax import checkpoint, extraction, program, progress
-from delf_jax.data import folder, pipeline, synthetic_landmarks
-from delf_jax.data.photographs import Photograph, decode_photograph
+from delf_jax import (
+  checkpoint,
+  extraction,
+  hosts,
+  initialisation,
+  journal,
+  program,
+  progress,
+  training_report,
+  validation,
+)
+from delf_jax.data import landmarks, pipeline
+from delf_jax.data.augmentation import Augmentation
 from delf_jax.errors import InputError
-from delf_jax.features import reduction as reductions
-from delf_jax.models.delf import Delf
-from delf_jax.models.normalisation import NORMALISATIONS, Normalisation
+from delf_jax.training import optimisers
+from delf_jax.training import step as steps
 
-# The parameters that a stage learns; the others are frozen, bit by bit.
-TRAINED = {
-  "descriptors": ("backbone", "descriptor_classifier"),
-  "attention": ("attention", "attention_classifier"),
-}
-METHODS = {
-  "descriptors": "classify_descriptors",
-  "attention": "classify_attention",
-}
+HEAT_MAPS = 8
+# Steps that may be under way while the next batch is fetched.
+AHEAD = 2
 
 
-@flax.struct.dataclass
-class TrainState:
-  """All that a stage changes.
+@dataclasses.dataclass(frozen=True)
+class StageOptions:
+  """What `config.descriptors`, `.attention` and `.joint` may say.
 
   Attributes:
-    step: int32, steps done in this stage.
-    params: of the whole network.
-    batch_stats: running statistics of the whole network.
-    opt_state: of the trained parameters alone.
+    resize: side of the central square of a photograph.
+    crop: side of the random window in it.
+    batch_size: over all devices of all processes.
+    steps: how many.
+    schedule: keyword arguments of `optimisers.make_schedule`.
+    optimiser: keyword arguments of `optimisers.make_optimiser`.
+    scales: one is drawn for every batch, which is reduced by it.
+    sampling: "photograph" or "class".
+    augmentation: fields of `data.augmentation.Augmentation`.
+    mixup: see `training.step.make_train_step`, as for the rest.
+    accumulate: parts of a batch.
+    ema_decay: of running means of the parameters.
+    reconstruction_weight: of the autoencoder's error.
   """
 
-  step: jax.Array
-  params: Any
-  batch_stats: Any
-  opt_state: Any
+  resize: int
+  crop: int
+  batch_size: int
+  steps: int
+  schedule: Mapping[str, Any]
+  optimiser: Mapping[str, Any]
+  scales: tuple[float, ...] = (1.0,)
+  sampling: str = "photograph"
+  augmentation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  mixup: float = 0.0
+  accumulate: int = 1
+  ema_decay: float = 0.0
+  reconstruction_weight: float = 10.0
 
 
-TrainStep = Callable[
-  [TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, Any]]
-]
-
-
-def make_train_step(
-  network: Delf,
-  optimiser: optax.GradientTransformation,
-  *,
-  stage: str,
-  normalise: Normalisation,
-  axis_name: str | None = None,
-) -> TrainStep:
-  """Builds the pure step of a stage.
-
-  Args:
-    network: the module.
-    optimiser: of the stage.
-    stage: a key of `TRAINED`.
-    normalise: of pixels.
-    axis_name: mapped axis to average over, or None.
-
-  Returns:
-    step(state, {"pixels": [b, h, w, 3] uint8, "labels": [b]}) -> state,
-    {"loss", "accuracy"}.
-  """
-
-  def mean(tree):
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-  def train_step(state, batch):
-    def loss_of(trained):
-      logits, updates = network.apply(
-        {
-          "params": {**state.params, **trained},
-          "batch_stats": state.batch_stats,
-        },
-        normalise(batch["pixels"]),
-        train=True,
-        method=METHODS[stage],
-        mutable=["batch_stats"],
-      )
-      losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits, batch["labels"]
-      )
-      correct = jnp.argmax(logits, axis=-1) == batch["labels"]
-      return jnp.mean(losses), (updates, jnp.mean(correct))
-
-    trained = {name: state.params[name] for name in TRAINED[stage]}
-    (loss, (updates, accuracy)), gradients = jax.value_and_grad(
-      loss_of, has_aux=True
-    )(trained)
-    gradients = mean(gradients)
-    steps, opt_state = optimiser.update(gradients, state.opt_state, trained)
-    new_state = TrainState(
-      step=state.step + 1,
-      params={**state.params, **optax.apply_updates(trained, steps)},
-      batch_stats={**state.batch_stats, **mean(updates["batch_stats"])},
-      opt_state=opt_state,
-    )
-    return new_state, mean({"loss": loss, "accuracy": accuracy})
-
-  return train_step
-
-
-def make_optimiser(
-  *,
-  learning_rate: float,
-  steps: int,
-  warmup: int,
-  weight_decay: float,
-  kind: str = "sgd",
-  momentum: float = 0.9,
-  clip: float = 10.0,
-) -> optax.GradientTransformation:
-  """Builds SGD or AdamW under a warm-up and a cosine fall to zero.
-
-  Weight decay spares biases and BatchNorm, which have one axis.
+def read_options(kind: type, values: Mapping[str, Any], name: str) -> Any:
+  """Builds a dataclass of options from a part of a config.
 
   Raises:
-    InputError: if `kind` is neither "sgd" nor "adamw".
+    InputError: naming what is missing or unknown.
   """
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, min(warmup, steps), max(steps, warmup + 1)
+  fields = {field.name: field for field in dataclasses.fields(kind)}
+  unknown = sorted(set(values) - set(fields))
+  missing = sorted(
+    key
+    for key, field in fields.items()
+    if key not in values
+    and field.default is dataclasses.MISSING
+    and field.default_factory is dataclasses.MISSING
   )
-
-  def matrices(params):
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-  if kind == "adamw":
-    rule = optax.adamw(schedule, weight_decay=weight_decay, mask=matrices)
-  elif kind == "sgd":
-    rule = optax.chain(
-      optax.add_decayed_weights(weight_decay, matrices),
-      optax.sgd(schedule, momentum=momentum),
-    )
-  else:
-    raise InputError(f"unknown optimiser {kind!r}; expected sgd or adamw")
-  return optax.chain(optax.clip_by_global_norm(clip), rule)
-
-
-def open_source(dataset: ConfigDict) -> tuple[Any, int]:
-  """Opens the training photographs.
-
-  Returns:
-    random access to {"image", "label"} and the number of classes.
-
-  Raises:
-    InputError: if the kind is unknown or the folder is unfit.
-  """
-  if dataset.kind == "folder":
-    if not dataset.path:
-      raise InputError(
-        "no training photographs: give --config.dataset.path=DIR with "
-        "DIR/landmark/*.jpg, or the variant :synthetic_small"
-      )
-    listing = folder.labelled_photographs(dataset.path)
-    return (
-      pipeline.PhotographFiles(dataset.path, listing.paths, listing.labels),
-      len(listing.names),
-    )
-  if dataset.kind == "synthetic":
-    options = dict(dataset)
-    for key in ("kind", "path"):
-      options.pop(key)
-    splits = synthetic_landmarks.open_synthetic(dataset.path, **options)
-    return splits["train"], dataset.num_landmarks
-  raise InputError(
-    f"unknown dataset kind {dataset.kind!r}; expected folder or synthetic"
-  )
-
-
-def run_stage(
-  stage: str,
-  config: ConfigDict,
-  workdir: Path,
-  *,
-  network: Delf,
-  variables: Mapping[str, Any],
-  source: Any,
-  normalise: Normalisation,
-) -> dict[str, Any]:
-  """Trains one stage, from its newest checkpoint if there is one.
-
-  Returns:
-    the network's variables afterwards.
-  """
-  options = config[stage]
-  devices = jax.local_device_count()
-  batch_size = options.batch_size // jax.process_count()
-  if batch_size % devices:
+  if unknown or missing:
+    says = [f"has no option {key!r}" for key in unknown]
+    says += [f"needs {key!r}" for key in missing]
     raise InputError(
-      f"config.{stage}.batch_size {options.batch_size} does not divide among "
-      f"{jax.process_count()} processes of {devices} devices"
+      f"config.{name} {' and '.join(says)}; it takes {', '.join(fields)}"
     )
-  optimiser = make_optimiser(steps=options.steps, **options.optimiser)
-  state = TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=variables["params"],
-    batch_stats=variables["batch_stats"],
-    opt_state=optimiser.init(
-      {name: variables["params"][name] for name in TRAINED[stage]}
-    ),
-  )
-  batches = pipeline.training_batches(
-    source,
-    seed=config.seed,
-    batch_size=batch_size,
-    resize=options.resize,
-    crop=options.crop,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-  checkpoints = checkpoint.RunCheckpoints(workdir / "checkpoints" / stage)
-  state, position = checkpoints.restore(state)
-  if position is not None:
-    batches.set_state(position)
-  train_step = jax.pmap(
-    make_train_step(
-      network, optimiser, stage=stage, normalise=normalise, axis_name="batch"
-    ),
-    axis_name="batch",
-    in_axes=(None, 0),
-    out_axes=None,
-    donate_argnums=0,
-  )
-
-  first, last = int(state.step), options.steps
-  with (
-    open(workdir / "metrics.jsonl", "a") as log,
-    progress.bar(label=stage, unit="step", total=last) as bar,
-  ):
-    bar.update(first)
-    for step in range(first + 1, last + 1):
-      batch = next(batches)
-      shards = jax.tree.map(
-        lambda x: x.reshape(devices, -1, *x.shape[1:]), batch
-      )
-      state, metrics = train_step(state, shards)
-      bar.update()
-      if step % config.log_every == 0 or step == last:
-        metrics = {name: float(value) for name, value in metrics.items()}
-        _check_finite(metrics, stage, step)
-        bar.set_postfix(metrics, refresh=False)
-        line = {"stage": stage, "step": step, **metrics}
-        log.write(json.dumps(line) + "\n")
-        log.flush()
-      if step % config.save_every == 0 or step == last:
-        checkpoints.save(step, state, batches.get_state())
-  checkpoints.close()
-  return {"params": state.params, "batch_stats": state.batch_stats}
+  return kind(**values)
 
 
-def _check_finite(metrics: Mapping[str, float], stage: str, step: int) -> None:
-  if not np.isfinite(metrics["loss"]):
-    raise InputError(
-      f"the loss of {stage} is {metrics['loss']} at step {step}; try a smaller "
-      f"--config.{stage}.optimiser.learning_rate, and continue from the "
-      f"checkpoints before it"
-    )
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What the stages of a run share.
 
-
-def sample_photographs(source: Any, count: int, seed: int) -> list[Photograph]:
-  """Decodes a seeded sample of the training photographs."""
-  order = np.random.default_rng(seed).permutation(len(source))
-  found = []
-  for i in order:
-    if len(found) == count:
-      break
-    try:
-      found.append(decode_photograph(source[int(i)]["image"], name=f"{i}"))
-    except InputError:
-      continue
-  return found
-
-
-def learn_reduction(
-  config: ConfigDict, model: checkpoint.Model, source: Any
-) -> reductions.Reduction | None:
-  """Learns L2 -> PCA -> L2 on the selected features of a sample."""
-  options = config.reduction
-  if not options.dim:
-    return None
-  photographs = sample_photographs(source, options.photographs, config.seed)
-  largest = max(max(photograph.pixels.shape) for photograph in photographs)
-  extract = extraction.delf_extractor(
-    model, max_side=max(largest, extraction.MIN_SIDE)
-  )
-  results = progress.track(
-    extraction.in_order(extract, photographs),
-    label="reduction",
-    unit="photograph",
-    total=len(photographs),
-  )
-  features = [found.descriptors for _, found in results]
-  return reductions.fit(
-    np.concatenate(features), options.dim, whiten=options.whiten
-  )
-
-
-def initial_variables(
-  config: ConfigDict, network: Delf
-) -> dict[str, dict[str, Any]]:
-  """Draws the variables, or takes the backbone of another checkpoint.
-
-  Raises:
-    InputError: if `config.init_from` holds another network.
+  Attributes:
+    config: all of it, as plain values.
+    workdir: where everything goes.
+    data: photographs to train and to validate on.
+    model: the network with its settings.
+    validation: when and on what to validate.
+    benchmark: for retrieval while training, or None.
+    journal: of figures.
+    signals: that end the run.
   """
-  # Outside pmap there is no axis to average statistics over.
-  backbone = network.backbone.clone(axis_name=None)
-  variables = jax.jit(network.clone(backbone=backbone).init)(
-    jax.random.key(config.seed), jnp.zeros((1, 64, 64, 3))
-  )
-  if config.init_from:
-    model = checkpoint.load_model(config.init_from)
-    checkpoint.check_same_architecture(network, model.network, config.init_from)
-    for collection in ("params", "batch_stats"):
-      variables[collection]["backbone"] = model.variables[collection][
-        "backbone"
-      ]
-  return variables
+
+  config: Mapping[str, Any]
+  workdir: Path
+  data: landmarks.Dataset
+  model: checkpoint.Model
+  validation: validation.Options
+  benchmark: validation.RetrievalSet | None
+  journal: journal.Journal
+  signals: hosts.StopSignals
 
 
 def train(config: ConfigDict, workdir: str) -> Path:
   """Runs every stage of a config and writes the model.
 
   Args:
-    config: as `configs/finetune.py` makes it.
+    config: as the files of `configs/` make it.
     workdir: receives everything; an earlier run there is continued.
 
   Returns:
@@ -363,53 +156,254 @@ def train(config: ConfigDict, workdir: str) -> Path:
 
   Raises:
     InputError: if data, config or earlier checkpoints are unfit.
+    hosts.Stopped: if a signal ended it; what was done is saved.
   """
   workdir = Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
   settings = json.loads(config.to_json_best_effort())
-  _keep_config(settings, workdir / "config.json")
-  source, num_classes = open_source(config.dataset)
-  network = checkpoint.build_network(
-    num_classes=num_classes, axis_name="batch", **config.model
-  )
-  normalise = NORMALISATIONS[config.normalisation]
-  variables = initial_variables(config, network)
-  seconds = {}
-  for stage in config.stages:
-    start = time.perf_counter()
-    variables = run_stage(
-      stage,
-      config,
-      workdir,
-      network=network,
-      variables=variables,
-      source=source,
-      normalise=normalise,
+  with hosts.StopSignals() as signals:
+    _keep_config(settings, workdir)
+    with hosts.primary_first("the data are prepared"):
+      data = landmarks.open_dataset(**settings["dataset"])
+    hosts.agree(len(data.train), "the number of training photographs")
+    model = initialisation.initial_model(settings, len(data.names))
+    options = read_options(
+      validation.Options, settings.get("validation", {}), "validation"
     )
-    seconds[stage] = round(time.perf_counter() - start, 1)
-
-  variables = jax.tree.map(np.asarray, variables)
-  save = functools.partial(
-    checkpoint.save_model,
-    workdir / checkpoint.MODEL,
-    network=network,
-    variables=variables,
-    normalisation=normalise,
-    extraction=settings["extraction"],
-    provenance={"config": settings, "seconds": seconds},
-  )
-  # The sample for the reduction is extracted by the model as it will be used.
-  save(reduction=None)
-  learned = learn_reduction(
-    config, checkpoint.load_model(workdir / checkpoint.MODEL), source
-  )
-  if learned is not None:
-    save(reduction=learned)
+    benchmark = None
+    if hosts.is_primary():
+      print(data.summary())
+      benchmark = validation.open_retrieval_set(
+        **options.retrieval,
+        source=data.validation,
+        directory=workdir / "validation",
+      )
+    with journal.Journal(workdir, enabled=hosts.is_primary()) as figures:
+      run = Run(
+        config=settings,
+        workdir=workdir,
+        data=data,
+        model=model,
+        validation=options,
+        benchmark=benchmark,
+        journal=figures,
+        signals=signals,
+      )
+      seconds = {}
+      for stage in settings["stages"]:
+        start = time.perf_counter()
+        run, validator = run_stage(stage, run)
+        seconds[stage] = round(time.perf_counter() - start, 1)
+    _write_model(run, validator, seconds)
+    hosts.wait("the model is written")
   return workdir / checkpoint.MODEL
 
 
-def _keep_config(settings: Mapping[str, Any], path: Path) -> None:
+def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
+  """Trains one stage, from its newest checkpoint if there is one.
+
+  Returns:
+    the run with the variables that the stage ends with, and what validated
+    them.
+  """
+  options = read_options(StageOptions, run.config[stage], stage)
+  devices = jax.local_device_count()
+  _check_batch(stage, options, devices)
+  network, normalise = run.model.network, run.model.normalisation
+  shared = {
+    "stage": stage,
+    "normalise": normalise,
+    "loss": run.config.get("loss"),
+    "axis_name": "batch",
+  }
+  schedule = optimisers.make_schedule(steps=options.steps, **options.schedule)
+  optimiser = optimisers.make_optimiser(schedule, **options.optimiser)
+  train_step = jax.pmap(
+    steps.make_train_step(
+      network,
+      optimiser,
+      mixup=options.mixup,
+      accumulate=options.accumulate,
+      ema_decay=options.ema_decay,
+      reconstruction_weight=options.reconstruction_weight,
+      **shared,
+    ),
+    axis_name="batch",
+    in_axes=(None, 0),
+    out_axes=None,
+    donate_argnums=0,
+  )
+  seed = zlib.crc32(f"{run.config['seed']} {stage}".encode())
+  select = run.validation.select
+  open_checkpoints = functools.partial(
+    checkpoint.RunCheckpoints,
+    run.workdir / "checkpoints" / stage,
+    keep=run.config["keep"],
+    best_by=None if select == "last" else select,
+  )
+  checkpoints = open_checkpoints()
+  state, taken = checkpoints.restore(
+    steps.initial_state(
+      stage,
+      run.model.variables,
+      optimiser,
+      jax.random.key(seed),
+      ema=options.ema_decay > 0,
+    )
+  )
+  first = hosts.agree(int(state.step), "the newest checkpoint")
+  batches = pipeline.training_batches(
+    run.data.train,
+    seed=seed,
+    batch_size=options.batch_size,
+    start=taken,
+    resize=options.resize,
+    crop=options.crop,
+    scales=options.scales,
+    sampling=options.sampling,
+    augmentation=Augmentation.from_config(options.augmentation),
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    **run.config.get("loader", {}),
+  )
+  validate = validation.Validator(
+    run.validation,
+    stage=stage,
+    step=jax.pmap(
+      steps.make_evaluation_step(network, **shared),
+      axis_name="batch",
+      in_axes=(None, 0),
+      out_axes=None,
+    ),
+    model=run.model,
+    train=run.data.train,
+    source=run.data.validation,
+    benchmark=run.benchmark,
+    batch_size=options.batch_size,
+    resize=options.resize,
+    crop=options.crop,
+    reduction_dim=run.config["reduction"]["dim"],
+  )
+  run.journal.resume(stage, first)
+  meter = journal.Meter(options.batch_size)
+  retrieval_steps = run.validation.every * run.validation.retrieval_every
+  pending = collections.deque()
+  recent = []
+  stages = run.config["stages"]
+  before = sum(
+    run.config[name]["steps"] for name in stages[: stages.index(stage)]
+  )
+
+  def settle(ahead: int) -> None:
+    """Waits until at most `ahead` steps are under way; checks the others."""
+    while len(pending) > ahead:
+      number, figures, names = pending.popleft()
+      figures = {name: float(value) for name, value in figures.items()}
+      _check_finite(figures, stage, number, names)
+      recent.append(figures)
+
+  with (
+    contextlib.closing(batches),
+    contextlib.closing(checkpoints),
+    run.signals.deferred(),
+    progress.bar(label=stage, unit="step", total=options.steps) as bar,
+  ):
+    bar.update(first)
+    for step in range(first + 1, options.steps + 1):
+      waited = batches.waited
+      batch = next(batches)
+      shards = {
+        name: batch[name].reshape(devices, -1, *batch[name].shape[1:])
+        for name in ("pixels", "labels")
+      }
+      state, figures = train_step(state, shards)
+      pending.append((step, figures, batch["names"]))
+      settle(AHEAD)
+      meter.step(batches.waited - waited)
+      bar.update()
+      last = step == options.steps
+      stopped = run.signals.stop_after(before + step)
+
+      if step % run.config["log_every"] == 0 or last:
+        settle(0)
+        means = {
+          name: float(np.mean([figures[name] for figures in recent]))
+          for name in recent[-1]
+        }
+        recent.clear()
+        means["learning_rate"] = float(schedule(step - 1))
+        means |= meter.read()
+        run.journal.write(stage, step, means)
+        bar.set_postfix_str(progress.describe(means), refresh=False)
+
+      figures = None
+      if (step % run.validation.every == 0 or last) and not stopped:
+        settle(0)
+        with meter.paused():
+          try:
+            with run.signals.deferred(False):
+              figures = validate(
+                state.variables,
+                with_retrieval=last or step % retrieval_steps == 0,
+              )
+          except hosts.Stopped:
+            stopped = True
+        if figures:
+          run.journal.write(stage, step, figures, kind="validation")
+
+      if step % run.config["save_every"] == 0 or last or figures or stopped:
+        settle(0)
+        with meter.paused():
+          checkpoints.save(step, state, batches=step, figures=figures)
+      if stopped:
+        raise hosts.Stopped(f"{stage}, step {step} of {options.steps}")
+  if select != "last":
+    hosts.wait("the checkpoints are written")
+    with contextlib.closing(open_checkpoints()) as written:
+      state, _ = written.restore(state, written.best())
+  if batches.skipped and hosts.is_primary():
+    name, reason = next(iter(batches.skipped.items()))
+    print(
+      f"{stage}: {len(batches.skipped)} photographs could not be used and were "
+      f"replaced, first {name}: {reason}"
+    )
+  variables = jax.tree.map(np.asarray, state.variables)
+  model = dataclasses.replace(run.model, variables=variables)
+  return dataclasses.replace(run, model=model), validate
+
+
+def _check_batch(stage: str, options: StageOptions, devices: int) -> None:
+  """Refuses batches that do not divide."""
+  size = options.batch_size
+  processes = jax.process_count()
+  each = size // (processes * devices)
+  if each * processes * devices != size or each % options.accumulate:
+    raise InputError(
+      f"config.{stage}.batch_size {size} does not divide among {processes} "
+      f"processes of {devices} devices and {options.accumulate} parts"
+    )
+  if options.mixup and (each // options.accumulate) % 2:
+    raise InputError(
+      f"config.{stage}.mixup pairs photographs: {each // options.accumulate} "
+      f"a device and part cannot be paired; double the batch_size"
+    )
+
+
+def _check_finite(
+  figures: Mapping[str, float], stage: str, step: int, names: list[str]
+) -> None:
+  if np.isfinite(figures["loss"]):
+    return
+  shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+  raise InputError(
+    f"the loss of {stage} is {figures['loss']} at step {step}, on {shown}; try "
+    f"a smaller --config.{stage}.schedule.learning_rate, a longer warmup or "
+    f"--config.{stage}.optimiser.clip=1, with a new --workdir"
+  )
+
+
+def _keep_config(settings: Mapping[str, Any], workdir: Path) -> None:
   """Writes the config beside the run; refuses to continue another one."""
+  path = workdir / "config.json"
   if path.exists():
     earlier = json.loads(path.read_text())
     if earlier != settings:
@@ -419,22 +413,131 @@ def _keep_config(settings: Mapping[str, Any], path: Path) -> None:
         if earlier.get(key) != settings.get(key)
       )
       raise InputError(
-        f"{path.parent}: holds a run with another config (different: "
+        f"{workdir}: holds a run with another config (different: "
         f"{', '.join(keys)}); use another --workdir"
       )
-  path.write_text(json.dumps(settings, indent=2) + "\n")
+  elif hosts.is_primary():
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _write_model(
+  run: Run, validator: validation.Validator, seconds: Mapping[str, float]
+) -> None:
+  """Learns the reduction; writes the model and the pictures."""
+  model = run.model
+  learned = extraction.learn_reduction(
+    model, run.data.train, seed=run.config["seed"], **run.config["reduction"]
+  )
+  checkpoint.save_model(
+    run.workdir / checkpoint.MODEL,
+    network=model.network,
+    variables=model.variables,
+    normalisation=model.normalisation,
+    reduction=learned,
+    extraction=model.extraction,
+    provenance={**model.provenance, "seconds": seconds},
+  )
+  if not hosts.is_primary():
+    return
+  page = training_report.write(
+    run.workdir,
+    records=journal.read(run.workdir),
+    heat_maps=validator.maps(model.variables, HEAT_MAPS),
+    title=f"delf_jax: {run.workdir.name}",
+  )
+  print(f"curves and score maps: {page}")
+
+
+def expand(
+  config: ConfigDict, workdir: str
+) -> list[tuple[str, ConfigDict, str]]:
+  """Lists the runs of a config: itself, or one for each entry of `sweep`.
+
+  An entry is a name and a mapping of what differs in that run; its `init_from`
+  may name an earlier one as "@NAME".
+
+  Returns:
+    name, config and directory of each run, in order.
+
+  Raises:
+    InputError: if an entry changes what does not exist.
+  """
+  with config.unlocked():
+    base = ConfigDict(config)
+    sweep = base.get("sweep")
+    if "sweep" in base:
+      del base["sweep"]
+  if not sweep:
+    return [("", base, workdir)]
+  runs = []
+  for name, changes in sweep:
+    one = base.copy_and_resolve_references()
+    one.lock()
+    try:
+      one.update(changes)
+    except (KeyError, AttributeError, TypeError) as error:
+      raise InputError(
+        f"config.sweep.{name} does not fit the config: {error}"
+      ) from error
+    if one.init_from.startswith("@"):
+      if one.init_from[1:] not in [earlier for earlier, *_ in runs]:
+        raise InputError(
+          f"config.sweep.{name}.init_from {one.init_from!r} names no earlier "
+          f"run of the sweep"
+        )
+      one.init_from = str(Path(workdir) / one.init_from[1:])
+    runs.append((name, one, str(Path(workdir) / name)))
+  return runs
 
 
 def main() -> int:
   """Trains as the flags say."""
   start = time.perf_counter()
   values = flags.FLAGS
+  if values.num_processes or values.coordinator or values.cluster:
+    hosts.connect(
+      coordinator=values.coordinator,
+      num_processes=values.num_processes,
+      process_id=values.process_id,
+    )
   try:
     config = values.config.copy_and_resolve_references()
   except OSError as error:  # how config_flags reports a file it cannot load
     line = str(error).strip().splitlines()[-1].strip()
     raise InputError(f"--config cannot be read: {line}") from error
-  model = train(config, values.workdir)
+  runs = expand(config, values.workdir)
+  try:
+    for name, one, workdir in runs:
+      if name:
+        print(f"== {name}", flush=True)
+      model = train(one, workdir)
+  except hosts.Stopped as stopped:
+    where = f" after {stopped}" if str(stopped) else ""
+    again = shlex.join(
+      argument
+      for argument in sys.argv[1:]
+      if not argument.startswith(("--coordinator", "--num_p", "--process_id"))
+    )
+    print(
+      f"stopped{where}, all saved; resume with\n"
+      f"  python -m delf_jax.train {again}"
+    )
+    return 0
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    reason = str(error).strip().splitlines()[0][:160]
+    raise InputError(
+      f"another process of this run ended or cannot be reached ({reason}); "
+      f"see its output, and start all of them again with the same command"
+    ) from error
+  if len(runs) > 1 and hosts.is_primary():
+    page = training_report.write_sweep(
+      Path(values.workdir),
+      {name: journal.read(Path(workdir)) for name, _, workdir in runs},
+    )
+    print(f"all runs side by side: {page}")
   print(f"trained in {program.elapsed(start)}; the model is in {model}")
   return 0
 
@@ -444,5 +547,11 @@ if __name__ == "__main__":
     "config", None, "a file of configs/, with :variant.", lock_config=True
   )
   flags.DEFINE_string("workdir", None, "directory of the run.", required=True)
+  flags.DEFINE_boolean(
+    "cluster", False, "several hosts; JAX asks the cluster who they are."
+  )
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+  flags.DEFINE_integer("num_processes", None, "how many hosts there are.")
+  flags.DEFINE_integer("process_id", None, "of this host, from 0.")
   flags.mark_flag_as_required("config")
   program.run(main)

@@ -146,21 +146,59 @@ def test_weights_of_another_network_are_not_taken():
 def test_training_checkpoints_continue_from_the_newest(tmp_path):
   state = {"weights": jnp.arange(4.0), "step": jnp.array(0)}
   checkpoints = checkpoint.RunCheckpoints(tmp_path / "run", keep=2)
-  assert checkpoints.restore(state) == (state, None)
+  assert checkpoints.restore(state) == (state, 0)
   for step in (10, 20, 30):
     checkpoints.save(
       step,
       {"weights": state["weights"] + step, "step": jnp.array(step)},
-      {"next": step},
+      batches=step,
     )
   checkpoints.close()
   again = checkpoint.RunCheckpoints(tmp_path / "run")
-  restored, position = again.restore(state)
-  assert position == {"next": 30} and restored["step"] == 30
+  restored, batches = again.restore(state)
+  assert batches == 30 and restored["step"] == 30
   np.testing.assert_array_equal(restored["weights"], np.arange(4.0) + 30)
+  assert again.steps == (20, 30)
   assert len(list((tmp_path / "run").iterdir())) == 2
   with pytest.raises(InputError, match="weights is .*another --workdir"):
     again.restore({"weights": jnp.zeros(5), "step": jnp.array(0)})
+  again.close()
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(tmp_path):
+  directory = tmp_path / "run"
+  checkpoints = checkpoint.RunCheckpoints(directory, keep=1, best_by="mAP")
+  assert checkpoints.best() is None
+  for step, score in [(1, 0.2), (2, 0.9), (3, None), (4, 0.5), (5, None)]:
+    figures = None if score is None else {"mAP": score, "loss": -score}
+    checkpoints.save(
+      step, {"weights": np.full(3, step)}, batches=step, figures=figures
+    )
+  checkpoints.close()
+  again = checkpoint.RunCheckpoints(directory, keep=1, best_by="mAP")
+  assert again.steps == (2, 5) and again.best() == 2
+  best, batches = again.restore({"weights": np.zeros(3)}, again.best())
+  assert batches == 2 and (best["weights"] == 2).all()
+  again.close()
+
+
+def test_a_damaged_training_checkpoint_names_the_one_before(tmp_path):
+  state = {"weights": np.arange(5000.0)}
+  checkpoints = checkpoint.RunCheckpoints(tmp_path / "run")
+  for step in (1, 2):
+    checkpoints.save(step, state, batches=step)
+  checkpoints.close()
+  for path in (tmp_path / "run" / "2").rglob("*"):
+    if path.is_file() and path.stat().st_size > 1000:
+      path.write_bytes(path.read_bytes()[:200])
+  again = checkpoint.RunCheckpoints(tmp_path / "run")
+  with pytest.raises(
+    InputError, match="remove it to go on from step 1"
+  ) as told:
+    again.restore(state)
+  assert "\n" not in str(told.value)
+  restored, _ = again.restore(state, 1)
+  np.testing.assert_array_equal(restored["weights"], state["weights"])
   again.close()
 
 
@@ -168,11 +206,11 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(tmp_path):
   room = shutil.disk_usage(tmp_path).free
   checkpoints = checkpoint.RunCheckpoints(tmp_path / "run")
   small = {"weights": np.ones(8, np.float32)}
-  checkpoints.save(1, small, {})
+  checkpoints.save(1, small, batches=1)
   # More than the disk holds, without taking that much memory.
   large = np.broadcast_to(np.float32(1), (room // 4 + 2**20,))
   with pytest.raises(InputError, match="MiB are free") as caught:
-    checkpoints.save(2, {"weights": large}, {})
+    checkpoints.save(2, {"weights": large}, batches=2)
   assert "\n" not in str(caught.value)
   restored, _ = checkpoints.restore(small)
   np.testing.assert_array_equal(restored["weights"], small["weights"])

@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import finetune
+from configs import synthetic
 from delf_jax import (
   build_index,
   database,
-  evaluate,
   extraction,
   index,
+  measurement,
   presentation,
   report,
   retrieval,
@@ -30,7 +30,7 @@ def world(tmp_path_factory):
   synthetic_folder.write_folder(
     root / "data", num_landmarks=3, views=3, clutter=2, distractors=2
   )
-  config = finetune.get_config("tiny")
+  config = synthetic.get_config("tiny")
   config.dataset.path = str(root / "training_data")
   train.train(config, str(root / "run"))
   extractor = extraction.open_extractor(str(root / "run"), max_side=320)
@@ -64,7 +64,7 @@ def test_a_broken_query_is_one_clear_line(world):
 
 
 def test_evaluation_of_a_trained_network(world):
-  result = evaluate.evaluate(
+  result = measurement.evaluate(
     extraction.open_extractor(str(world / "run"), max_side=320),
     photos=str(world / "data" / "photos"),
     ground_truth=str(world / "data" / "ground_truth.json"),
@@ -79,7 +79,7 @@ def test_evaluation_of_a_trained_network(world):
 
 def test_distractors_inside_the_database_are_refused(world):
   with pytest.raises(InputError, match="must not be in the database"):
-    evaluate.evaluate(
+    measurement.evaluate(
       extraction.open_extractor("rootsift"),
       photos=str(world / "data" / "photos"),
       ground_truth=str(world / "data" / "ground_truth.json"),

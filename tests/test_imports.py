@@ -27,6 +27,7 @@ PROGRAMS = [
   "delf_jax.query",
   "delf_jax.evaluate",
   "delf_jax.demo",
+  "delf_jax.find_overlap",
 ]
 
 # The outside libraries that any module may import, where ROOMS does not forbid.
@@ -35,15 +36,24 @@ COMMON = ["flax", "jax", "numpy"]
 # The other outside libraries, and the modules that may import each. A name
 # stands for a module and all below it, or is a pattern with a star.
 OWNERS = {
-  "PIL": ["delf_jax.data", "delf_jax.drawing", "delf_jax.report"],
+  "PIL": [
+    "delf_jax.data",
+    "delf_jax.drawing",
+    "delf_jax.report",
+    "delf_jax.training_pictures",
+    "delf_jax.validation",
+  ],
   "absl": [
     *PROGRAMS,
-    "delf_jax.data.synthetic_landmarks",
+    "delf_jax.data.records",
     "delf_jax.options",
     "delf_jax.program",
   ],
+  "array_record": ["delf_jax.data.records"],
   "cv2": [
+    "delf_jax.data.augmentation",
     "delf_jax.data.synthetic*",
+    "delf_jax.data.workers",
     "delf_jax.drawing",
     "delf_jax.features.handcrafted",
   ],
@@ -51,11 +61,12 @@ OWNERS = {
   "matplotlib": ["delf_jax.drawing", "delf_jax.report"],
   "ml_collections": ["configs", "delf_jax.train"],
   "numba": ["delf_jax.index.graph*"],
-  "optax": ["delf_jax.train"],
+  "optax": ["delf_jax.training"],
   "orbax": ["delf_jax.checkpoint"],
   "pyarrow": ["delf_jax.features.store"],
   "pynndescent": ["delf_jax.index.graph"],
   "sklearn": ["delf_jax.features.reduction"],
+  "tensorboardX": ["delf_jax.journal"],
   "tensorflow_datasets": ["delf_jax.data"],
   "tqdm": ["delf_jax.progress"],
 }
@@ -102,6 +113,10 @@ ROOMS = {
       "delf_jax.index",
     ],
   ),
+  "delf_jax.training": (
+    [*COMMON, "optax"],
+    ["delf_jax.training", "delf_jax.errors", "delf_jax.models"],
+  ),
 }
 
 # Names that say nothing of what a module does.
@@ -119,7 +134,6 @@ DISTRIBUTIONS = {
 
 # Declared though no module here imports them, and why.
 UNIMPORTED = {
-  "array-record": "the file format that tensorflow-datasets writes here",
   "importlib-resources": "imported but not declared by tensorflow-datasets",
 }
 

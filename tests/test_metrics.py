@@ -184,3 +184,20 @@ def test_precision_recall_is_the_brute_force_in_any_order():
 def test_mistakes_raise(call):
   with pytest.raises(ValueError):
     call()
+
+
+def test_area_under_roc_counts_pairs():
+  generator = np.random.default_rng(0)
+  scores = generator.integers(0, 8, 60)
+  positive = generator.random(60) < 0.4
+  pairs = [
+    (a > b) + (a == b) / 2
+    for a in scores[positive]
+    for b in scores[~positive]
+  ]
+  assert metrics.area_under_roc(scores, positive) == pytest.approx(
+    np.mean(pairs)
+  )
+  assert metrics.area_under_roc([3, 2, 1], [True, False, False]) == 1.0
+  with pytest.raises(ValueError, match="positives and negatives"):
+    metrics.area_under_roc([1, 2], [True, True])

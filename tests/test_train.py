@@ -1,19 +1,17 @@
-"""Training: the pure step, what a stage may change, resumption, errors."""
+"""Training: what a run leaves, continues, refuses; every config."""
 
 import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import finetune
-from delf_jax import checkpoint, train
+from configs import finetune, from_scratch, released, synthetic
+from delf_jax import checkpoint, journal, train
 from delf_jax.errors import InputError
-from delf_jax.models.normalisation import NORMALISATIONS
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,7 @@ def photographs(tmp_path_factory):
 
 
 def tiny_config(photographs) -> ConfigDict:
-  config = finetune.get_config("tiny")
+  config = synthetic.get_config("tiny")
   config.dataset = {"kind": "folder", "path": str(photographs)}
   return config
 
@@ -42,122 +40,41 @@ def run(photographs, tmp_path_factory):
   return workdir
 
 
-def setup_step(stage, axis_name=None):
-  network = checkpoint.build_network(
-    units=(1, 1, 1),
-    width=4,
-    layout="torchvision",
-    num_classes=3,
-    attention_hidden=8,
-    axis_name=axis_name,
-  )
-  variables = network.clone(
-    backbone=network.backbone.clone(axis_name=None)
-  ).init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-  optimiser = train.make_optimiser(
-    learning_rate=0.1, steps=10, warmup=0, weight_decay=1e-4
-  )
-  state = train.TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=variables["params"],
-    batch_stats=variables["batch_stats"],
-    opt_state=optimiser.init(
-      {name: variables["params"][name] for name in train.TRAINED[stage]}
-    ),
-  )
-  step = train.make_train_step(
-    network,
-    optimiser,
-    stage=stage,
-    normalise=NORMALISATIONS["unit"],
-    axis_name=axis_name,
-  )
-  return step, state
-
-
-def batch_of(n=8, side=64):
-  generator = np.random.default_rng(0)
-  return {
-    "pixels": generator.integers(0, 255, (n, side, side, 3)).astype(np.uint8),
-    "labels": np.arange(n, dtype=np.int32) % 3,
-  }
-
-
-@pytest.mark.parametrize("stage", ["descriptors", "attention"])
-def test_the_pmapped_step_equals_the_plain_one(stage):
-  assert jax.local_device_count() == 2
-  batch = batch_of()
-  step, state = setup_step(stage)
-  plain, plain_metrics = jax.jit(step)(state, batch)
-  step, state = setup_step(stage, axis_name="batch")
-  mapped, metrics = jax.pmap(
-    step, axis_name="batch", in_axes=(None, 0), out_axes=None
-  )(state, jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
-    (mapped.params, mapped.batch_stats, metrics),
-    (plain.params, plain.batch_stats, plain_metrics),
-  )
-
-
-@pytest.mark.parametrize("stage", ["descriptors", "attention"])
-def test_a_stage_changes_its_own_parameters_alone(stage):
-  step, state = setup_step(stage)
-  after, _ = jax.jit(step)(state, batch_of())
-
-  def same(a, b):
-    return all(
-      np.array_equal(x, y)
-      for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
-
-  for name in state.params:
-    trained = name in train.TRAINED[stage]
-    assert same(state.params[name], after.params[name]) != trained
-  for name in state.batch_stats:
-    trained = name in train.TRAINED[stage]
-    assert same(state.batch_stats[name], after.batch_stats[name]) != trained
-
-
-def test_a_step_learns():
-  step, state = setup_step("descriptors")
-  step = jax.jit(step)
-  losses = []
-  for _ in range(8):
-    state, metrics = step(state, batch_of())
-    losses.append(float(metrics["loss"]))
-  assert losses[-1] < 0.7 * losses[0]
+def assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_a_run_leaves_a_model_and_its_figures(run):
   model = checkpoint.load_model(run)
   assert model.reduction.components.shape == (8, 128)
   assert model.extraction["score"] == "product"
-  lines = [
-    json.loads(line)
-    for line in (run / "metrics.jsonl").read_text().split("\n")
-    if line
-  ]
-  assert [line["stage"] for line in lines] == ["descriptors"] * 4 + [
-    "attention"
-  ] * 4
-  assert all(np.isfinite(line["loss"]) for line in lines)
   assert model.provenance["config"]["descriptors"]["crop"] == 64
+  records = journal.read(run)
+  for stage in ("descriptors", "attention"):
+    ours = [record for record in records if record["stage"] == stage]
+    steps = [r["step"] for r in ours if r["kind"] == "train"]
+    assert steps == [1, 2, 3, 4]
+    judged = [r for r in ours if r["kind"] == "validation"]
+    assert [r["step"] for r in judged] == [2, 4]
+    assert all(np.isfinite(record["loss"]) for record in ours)
+    assert all(0 <= record["accuracy"] <= 1 for record in judged)
+  page = (run / "report" / "index.html").read_text()
+  assert "Loss" in page and "attention" in page.lower()
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(run, photographs, tmp_path):
   # As if killed in the second stage, after its first checkpoint.
   shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
   shutil.rmtree(tmp_path / "checkpoints" / "attention" / "4")
+  shutil.copy(run / "metrics.jsonl", tmp_path)
   train.train(tiny_config(photographs), str(tmp_path))
-  expected, resumed = (
-    checkpoint.load_model(run),
-    checkpoint.load_model(tmp_path),
-  )
-  jax.tree.map(
-    np.testing.assert_array_equal, resumed.variables, expected.variables
-  )
+  expected, resumed = (checkpoint.load_model(path) for path in (run, tmp_path))
+  assert_equal(resumed.variables, expected.variables)
   assert resumed.fingerprint == expected.fingerprint
+  # What was done again is not recorded twice.
+  for one, other in zip(journal.read(tmp_path), journal.read(run), strict=True):
+    assert (one["stage"], one["step"]) == (other["stage"], other["step"])
+    assert one["loss"] == other["loss"]
 
 
 def test_another_config_does_not_continue_a_run(run, photographs):
@@ -173,24 +90,106 @@ def test_weights_of_another_run_are_taken(run, photographs, tmp_path):
   config.stages = ("attention",)
   train.train(config, str(tmp_path / "second"))
   first, second = (
-    checkpoint.load_model(path).variables["params"]["backbone"]
-    for path in (run, tmp_path / "second")
+    checkpoint.load_model(path).variables for path in (run, tmp_path / "second")
   )
-  jax.tree.map(np.testing.assert_array_equal, second, first)
+  for name in ("backbone", "descriptor_classifier"):
+    assert_equal(second["params"][name], first["params"][name])
+  assert_equal(
+    second["batch_stats"]["backbone"], first["batch_stats"]["backbone"]
+  )
   config.model.layout = "slim"
   with pytest.raises(InputError, match="layout torchvision instead of slim"):
     train.train(config, str(tmp_path / "third"))
 
 
+def test_a_new_head_must_be_asked_for(run, photographs, tmp_path):
+  four = shutil.copytree(photographs, tmp_path / "four")
+  shutil.copytree(four / "a", four / "d")
+  config = tiny_config(four)
+  config.init_from = str(run)
+  with pytest.raises(InputError, match="3 landmarks apart and the data have 4"):
+    train.train(config, str(tmp_path / "run"))
+  shutil.rmtree(tmp_path / "run")
+  config.reset_head = True
+  config.descriptors.steps = 0
+  train.train(config, str(tmp_path / "run"))
+  found, given = (
+    checkpoint.load_model(path).variables for path in (tmp_path / "run", run)
+  )
+  assert_equal(found["params"]["backbone"], given["params"]["backbone"])
+  shape = found["params"]["descriptor_classifier"]["kernel"].shape
+  assert shape == (128, 4)
+
+
+def test_every_option_at_once(photographs, tmp_path):
+  """Joint training, codes, ArcFace, augmentation, classes, means, best."""
+  (photographs / "a" / "broken.png").write_bytes(b"\x89PNG nothing")
+  config = tiny_config(photographs)
+  config.stages = ("joint",)
+  config.joint = config.descriptors.copy_and_resolve_references()
+  config.joint.update(
+    {
+      "sampling": "class",
+      "accumulate": 2,
+      "ema_decay": 0.9,
+      "scales": (0.75, 1.0),
+      "augmentation": {"crop_area": (0.3, 1.0), "brightness": 0.3},
+      "steps": 6,
+    }
+  )
+  config.model.code_dim = 6
+  config.model.dtype = "bfloat16"
+  config.model.batch_norm = "local"
+  config.loss = {"kind": "arcface", "margin": 0.1}
+  config.reduction.dim = 0
+  config.validation.select = "R@90"
+  config.validation.retrieval = {"kind": "synthetic", "landmarks": 2}
+  try:
+    train.train(config, str(tmp_path))
+  finally:
+    (photographs / "a" / "broken.png").unlink()
+  model = checkpoint.load_model(tmp_path)
+  assert model.reduction is None and model.network.code_dim == 6
+  judged = [r for r in journal.read(tmp_path) if r["kind"] == "validation"]
+  assert len(judged) == 3 and all(0 <= r["R@90"] <= 1 for r in judged)
+  # What a stage ends with is the best checkpoint, not the last.
+  best = max(judged, key=lambda r: (r["R@90"], r["step"]))["step"]
+  kept = {int(p.name) for p in (tmp_path / "checkpoints" / "joint").iterdir()}
+  assert best in kept and 6 in kept
+
+
+def test_a_loss_that_is_no_number_stops_with_its_photographs(
+  photographs, tmp_path
+):
+  config = tiny_config(photographs)
+  config.descriptors.schedule.learning_rate = 1e30
+  config.descriptors.schedule.warmup = 0
+  config.descriptors.steps = 30
+  with pytest.raises(
+    InputError, match=r"loss of descriptors is nan at step \d+"
+  ) as told:
+    train.train(config, str(tmp_path))
+  assert "a/" in str(told.value) or "b/" in str(told.value)
+  assert "learning_rate" in str(told.value)
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"dataset.kind": "webcam"}, "unknown dataset kind"),
-    ({"dataset.path": ""}, "DIR/landmark"),
+    ({"dataset.kind": "webcam"}, "webcam"),
     ({"dataset.path": "/nowhere"}, "/nowhere"),
     ({"descriptors.batch_size": 3}, "does not divide among"),
+    ({"descriptors.accumulate": 3}, "does not divide among"),
+    (
+      {"descriptors.mixup": 0.2, "descriptors.accumulate": 2},
+      "mixup pairs photographs",
+    ),
     ({"descriptors.optimiser.kind": "lion"}, "unknown optimiser"),
+    ({"descriptors.schedule.decay": "steps"}, "unknown decay"),
     ({"model.layout": "resnext"}, "unknown weight layout"),
+    ({"model.batch_norm": "group"}, "unknown config.model.batch_norm"),
+    ({"loss.kind": "triplet"}, "unknown loss"),
+    ({"validation.retrieval.kind": "web"}, "unknown kind 'web'"),
   ],
 )
 def test_an_unfit_config_is_refused(photographs, tmp_path, change, message):
@@ -200,8 +199,54 @@ def test_an_unfit_config_is_refused(photographs, tmp_path, change, message):
     train.train(config, str(tmp_path))
 
 
-def test_every_variant_of_the_config_builds():
-  for variant in ("", "synthetic_small", "tiny"):
-    assert finetune.get_config(variant).stages
-  with pytest.raises(ValueError, match="unknown variant"):
-    finetune.get_config("huge")
+def test_an_unknown_option_is_named(photographs, tmp_path):
+  config = tiny_config(photographs)
+  config.descriptors.momentum = 0.9
+  with pytest.raises(InputError, match="descriptors has no option 'momentum'"):
+    train.train(config, str(tmp_path))
+
+
+CONFIGS = [
+  (finetune, list(finetune.VARIANTS)),
+  (released, list(released.CODES)),
+  (from_scratch, ["small", "resnet50"]),
+  (synthetic, ["small", "ablation", "tiny"]),
+]
+
+
+@pytest.mark.parametrize(
+  ("module", "variant"),
+  [(module, variant) for module, names in CONFIGS for variant in names],
+)
+def test_every_variant_is_a_fit_config(module, variant):
+  for _, config, _ in train.expand(module.get_config(variant), "run"):
+    settings = json.loads(config.to_json_best_effort())
+    for stage in settings["stages"]:
+      train.read_options(train.StageOptions, settings[stage], stage)
+    train.read_options(
+      train.validation.Options, settings["validation"], "validation"
+    )
+  with pytest.raises(ValueError, match="unknown variant 'huge'"):
+    module.get_config("huge")
+
+
+def test_a_sweep_is_several_runs():
+  runs = train.expand(synthetic.get_config("ablation"), "runs")
+  names = [name for name, *_ in runs]
+  assert names[:3] == ["descriptors", "attention", "attention_rs"]
+  configs = {name: config for name, config, _ in runs}
+  assert configs["attention_rs"].init_from == "runs/descriptors"
+  assert configs["attention_rs"].attention.scales == (0.3536, 0.5, 0.7071, 1.0)
+  assert configs["attention"].attention.scales == (1.0,)
+  assert "sweep" not in configs["joint"]
+  assert [workdir for *_, workdir in runs][-1] == "runs/autoencoder"
+
+
+def test_a_sweep_must_fit_its_config():
+  config = synthetic.get_config("tiny")
+  config.sweep = (("one", {"nothing": 3}),)
+  with pytest.raises(InputError, match="sweep.one does not fit"):
+    train.expand(config, "runs")
+  config.sweep = (("one", {"init_from": "@two"}),)
+  with pytest.raises(InputError, match="names no earlier run"):
+    train.expand(config, "runs")

@@ -164,6 +164,27 @@ def recall_at_precision(curve: PrecisionRecall, precision: float) -> float:
   return float(np.max(curve.recall[curve.precision >= precision], initial=0.0))
 
 
+def area_under_roc(scores: np.ndarray, positive: np.ndarray) -> float:
+  """Probability that a positive scores above a negative; ties count half.
+
+  Args:
+    scores: [n] float.
+    positive: [n] bool, with some of both kinds.
+
+  Raises:
+    ValueError: if there are no positives or no negatives.
+  """
+  scores, positive = np.asarray(scores), np.asarray(positive, bool)
+  above = int(positive.sum())
+  below = len(positive) - above
+  if not above or not below:
+    raise ValueError("an area needs positives and negatives")
+  _, groups, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+  ranks = np.cumsum(sizes) - (sizes - 1) / 2  # of a group of ties, the mean
+  wins = ranks[groups][positive].sum() - above * (above + 1) / 2
+  return float(wins / (above * below))
+
+
 def _positive_ranks(
   ranking: Sequence[Hashable],
   positives: Collection[Hashable],

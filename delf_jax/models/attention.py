@@ -1,4 +1,4 @@
-"""The attention head and the pooling it weighs (sections 3.2 and 3.3)."""
+"""The heads on the features: attention, its pooling, codes and classifiers."""
 
 from typing import Any
 
@@ -44,6 +44,58 @@ class AttentionHead(nn.Module):
     return nn.softplus(x[..., 0].astype(jnp.float32))
 
 
+class Autoencoder(nn.Module):
+  """Codes of a few channels from which the features can be rebuilt.
+
+  The released TF2 system's reduction: a 1x1 convolution to the code and a
+  1x1 convolution with a rectifier back, both with biases.
+
+  Attributes:
+    dim: channels of the code.
+    dtype: compute precision.
+  """
+
+  dim: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Maps [b, h, w, c] features to [b, h, w, dim] and [b, h, w, c]."""
+    code = Conv(self.dim, 1, use_bias=True, dtype=self.dtype, name="conv1")(
+      features
+    )
+    channels = features.shape[-1]
+    rebuilt = Conv(channels, 1, use_bias=True, dtype=self.dtype, name="conv2")(
+      code
+    )
+    return code, nn.relu(rebuilt)
+
+
+class CosineDense(nn.Module):
+  """Cosines between embeddings and one learned direction a class.
+
+  Attributes:
+    features: how many classes.
+  """
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [b, c] embeddings of any length to [b, features] in [-1, 1]."""
+    kernel = self.param(
+      "kernel",
+      nn.initializers.lecun_normal(),
+      (x.shape[-1], self.features),
+    )
+    return l2_normalise(x) @ l2_normalise(kernel, axis=0)
+
+
+def l2_normalise(x: jax.Array, *, axis: int = -1) -> jax.Array:
+  """Divides by the Euclidean length along an axis; zero stays zero."""
+  return x * jax.lax.rsqrt(jnp.sum(x**2, axis=axis, keepdims=True) + EPSILON)
+
+
 def attention_pool(
   features: jax.Array, scores: jax.Array, *, normalise: bool = True
 ) -> jax.Array:
@@ -61,7 +113,5 @@ def attention_pool(
   features = features.astype(jnp.float32)
   if not normalise:
     return jnp.einsum("hw,hwc->c", scores, features)
-  unit = features * jax.lax.rsqrt(
-    jnp.sum(features**2, axis=-1, keepdims=True) + EPSILON
-  )
+  unit = l2_normalise(features)
   return jnp.einsum("hw,hwc->c", scores, unit) / scores.size

@@ -1,30 +1,58 @@
 """The DELF network: backbone, attention and the classifiers that train them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from delf_jax.models import receptive_field, resnet
-from delf_jax.models.attention import AttentionHead, attention_pool
+from delf_jax.models.attention import (
+  AttentionHead,
+  Autoencoder,
+  CosineDense,
+  attention_pool,
+  l2_normalise,
+)
 from delf_jax.models.resnet import ResNet
 
 
+class Outputs(NamedTuple):
+  """What the heads of a training stage say; None for heads it has not.
+
+  Attributes:
+    descriptors: [b, num_classes] float32 logits of section 3.2.
+    attention: [b, num_classes] float32 logits of section 3.3.2.
+    reconstruction: [b] mean squared error of the autoencoder.
+  """
+
+  descriptors: jax.Array | None = None
+  attention: jax.Array | None = None
+  reconstruction: jax.Array | None = None
+
+
 class Delf(nn.Module):
-  """One module for both training stages and for extraction.
+  """One module for every training stage and for extraction.
 
   Attributes:
     backbone: the network whose conv4_x output are the features.
     num_classes: landmarks to tell apart.
     attention_hidden: channels inside the attention head.
     pool_normalised: see `attention_pool`.
+    code_dim: channels of the autoencoder's code, which then is the descriptor
+      (the released TF2 system's reduction); 0 for none.
+    cosine_classifier: logits are cosines, as the ArcFace loss wants them.
+    frozen_norm: the backbone's BatchNorm keeps its running statistics and
+      uses them, also in training.
   """
 
   backbone: ResNet
   num_classes: int
   attention_hidden: int = 512
   pool_normalised: bool = True
+  code_dim: int = 0
+  cosine_classifier: bool = False
+  frozen_norm: bool = False
 
   def setup(self):
     self.attention = AttentionHead(
@@ -34,55 +62,61 @@ class Delf(nn.Module):
       axis_name=self.backbone.axis_name,
       dtype=self.backbone.dtype,
     )
-    self.descriptor_classifier = nn.Dense(self.num_classes)
-    self.attention_classifier = nn.Dense(self.num_classes)
+    dense = CosineDense if self.cosine_classifier else nn.Dense
+    self.descriptor_classifier = dense(self.num_classes)
+    self.attention_classifier = dense(self.num_classes)
+    if self.code_dim:
+      self.autoencoder = Autoencoder(self.code_dim, dtype=self.backbone.dtype)
 
-  def __call__(
-    self, images: jax.Array, *, train: bool = False
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the logits of both stages; initialises every parameter."""
-    return (
-      self.classify_descriptors(images, train=train),
-      self.classify_attention(images, train=train),
-    )
+  def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
+    """Runs every head; initialises every parameter."""
+    return self.outputs(images, stage="joint", train=train)
 
-  def classify_descriptors(
-    self, images: jax.Array, *, train: bool = False
-  ) -> jax.Array:
-    """Landmark logits from the mean of the last stage's map (section 3.2).
+  def outputs(
+    self, images: jax.Array, *, stage: str, train: bool = False
+  ) -> Outputs:
+    """Runs what a training stage learns.
 
     Args:
       images: [b, h, w, 3] normalised pixels.
+      stage: "descriptors" classifies by the mean of the last stage's map
+        (section 3.2); "attention" by the score-weighted features, with the
+        backbone as it is at extraction, so that neither a gradient nor an
+        update of statistics reaches it (section 3.3.2); "joint" does both in
+        one pass, and only the gradient of attention stops at the features
+        (the released TF2 system).
       train: use and update batch statistics.
-
-    Returns:
-      [b, num_classes] float32 logits.
     """
-    stages = self.backbone(images, train=train)
-    last = list(stages.values())[-1]
-    pooled = jnp.mean(last.astype(jnp.float32), axis=(1, 2))
-    return self.descriptor_classifier(pooled)
-
-  def classify_attention(
-    self, images: jax.Array, *, train: bool = False
-  ) -> jax.Array:
-    """Landmark logits from the score-weighted features (section 3.3.2).
-
-    No gradient and no statistics update reaches the backbone: descriptors are
-    fixed while attention learns.
-    """
-    features = self.backbone(images, train=False)["conv4"]
-    features = jax.lax.stop_gradient(features)
-    scores = self.attention(features, train=train)
-    pooled = jax.vmap(
-      lambda f, s: attention_pool(f, s, normalise=self.pool_normalised)
-    )(features, scores)
-    return self.attention_classifier(pooled)
+    learns = train and stage != "attention" and not self.frozen_norm
+    maps = self.backbone(images, train=learns)
+    found = Outputs()
+    if stage in ("descriptors", "joint"):
+      last = list(maps.values())[-1]
+      pooled = jnp.mean(last.astype(jnp.float32), axis=(1, 2))
+      found = found._replace(descriptors=self.descriptor_classifier(pooled))
+    if stage in ("attention", "joint"):
+      features = jax.lax.stop_gradient(maps["conv4"])
+      scores = self.attention(features, train=train)
+      if self.code_dim:
+        _, rebuilt = self.autoencoder(features)
+        error = rebuilt.astype(jnp.float32) - features.astype(jnp.float32)
+        found = found._replace(
+          reconstruction=jnp.mean(error**2, axis=(1, 2, 3))
+        )
+        features = rebuilt
+      pooled = jax.vmap(
+        lambda f, s: attention_pool(f, s, normalise=self.pool_normalised)
+      )(features, scores)
+      found = found._replace(attention=self.attention_classifier(pooled))
+    return found
 
   def dense(
     self, images: jax.Array, sizes: jax.Array | None = None
   ) -> tuple[jax.Array, jax.Array]:
     """Features and scores of every location, for extraction.
+
+    With an autoencoder the features are its codes, given the length of the
+    features they stand for, so that the L2 norm remains a score.
 
     Args:
       images: [b, h, w, 3] normalised pixels, padded.
@@ -94,7 +128,12 @@ class Delf(nn.Module):
     """
     features = self.backbone(images, sizes)["conv4"]
     scores = self.attention(features)
-    return features.astype(jnp.float32), scores
+    if not self.code_dim:
+      return features.astype(jnp.float32), scores
+    code, _ = self.autoencoder(features)
+    length = jnp.linalg.norm(features.astype(jnp.float32), axis=-1)
+    code = l2_normalise(code.astype(jnp.float32))
+    return code * length[..., None], scores
 
   @property
   def receptive_field(self) -> receptive_field.ReceptiveField:
