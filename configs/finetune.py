@@ -61,6 +61,7 @@ def get_config(variant: str = "folder") -> ConfigDict:
     "path": "",
     "data_dir": "",
     "exclude": "",
+    "options": (),
   }
   config.loader = {"workers": 8, "threads": 4}
   config.init_from = ""

@@ -3,10 +3,11 @@
   python -m delf_jax.train --config configs/from_scratch.py:VARIANT \
     --workdir RUN --config.dataset.path=DIR
 
-DIR holds a folder a landmark; --config.dataset.kind and the options of
-delf_jax/data/landmarks.py read other things. Classes count alike, however many
-photographs they have; the loss is softened by label smoothing, and the means
-of the parameters over the run are what is kept.
+DIR holds a folder a landmark; other kinds of data and their options are those
+of delf_jax/data/landmarks.py, such as --config.dataset.kind=table
+--config.dataset.options="('table=list.csv',)". Classes count alike, however
+many photographs they have; the loss is softened by label smoothing, and the
+means of the parameters over the run are what is kept.
 
 VARIANT
   small     3.5 million parameters at 160 pixels, for CPUs: about an hour on
@@ -29,6 +30,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     "path": "",
     "data_dir": "",
     "exclude": "",
+    "options": (),
     "min_photographs": 3,
     "validation_share": 0.2,
   }

@@ -35,6 +35,7 @@ def get_config(variant: str = "joint") -> ConfigDict:
     "path": "",
     "data_dir": "",
     "exclude": "",
+    "options": (),
     # The published split of the training list.
     "validation_share": 0.2,
   }

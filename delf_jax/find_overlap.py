@@ -286,24 +286,6 @@ def _continue(log: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
   return [json.loads(line) for line in whole]
 
 
-def parse_options(texts: list[str]) -> dict[str, Any]:
-  """Reads name=value options; a value is JSON, or else text.
-
-  Raises:
-    InputError: if one has no "=".
-  """
-  options = {}
-  for text in texts:
-    name, equals, value = text.partition("=")
-    if not equals:
-      raise InputError(f"--option {text!r}: expected name=value")
-    try:
-      options[name] = json.loads(value)
-    except ValueError:
-      options[name] = value
-  return options
-
-
 def main() -> int:
   """Searches as the flags say."""
   start = time.perf_counter()
@@ -312,7 +294,7 @@ def main() -> int:
   options = {
     "min_photographs": 1,
     "validation_share": 0,
-    **parse_options(values.option),
+    **landmarks.parse_options(values.option),
   }
   dataset = landmarks.open_dataset(values.dataset, values.photos, **options)
   print(dataset.summary())

@@ -163,7 +163,9 @@ def train(config: ConfigDict, workdir: str) -> Path:
   with hosts.StopSignals() as signals:
     _keep_config(settings, workdir)
     with hosts.primary_first("the data are prepared"):
-      data = landmarks.open_dataset(**settings["dataset"])
+      options = dict(settings["dataset"])
+      options |= landmarks.parse_options(options.pop("options", ()))
+      data = landmarks.open_dataset(**options)
     hosts.agree(len(data.train), "the number of training photographs")
     model = initialisation.initial_model(settings, len(data.names))
     options = read_options(

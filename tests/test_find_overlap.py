@@ -134,19 +134,6 @@ def test_some_photographs_of_a_table(world, tmp_path):
   assert set(class_selection.read_class_names(output)) <= {"new/0"}
 
 
-def test_options_are_json_or_text():
-  options = find_overlap.parse_options(
-    ["table=a b.csv", 'rows={"x": [1]}', "seed=3", "photos=", "lists=a=b"]
-  )
-  assert options == {
-    "table": "a b.csv",
-    "rows": {"x": [1]},
-    "seed": 3,
-    "photos": "",
-    "lists": "a=b",
-  }
-
-
 def test_all_classes_take_turns():
   labels = np.array([1, 1, 0, 1, 2, 0])
   assert find_overlap._in_turns(labels, 0).tolist() == [2, 0, 4, 5, 1, 3]

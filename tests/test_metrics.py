@@ -191,9 +191,7 @@ def test_area_under_roc_counts_pairs():
   scores = generator.integers(0, 8, 60)
   positive = generator.random(60) < 0.4
   pairs = [
-    (a > b) + (a == b) / 2
-    for a in scores[positive]
-    for b in scores[~positive]
+    (a > b) + (a == b) / 2 for a in scores[positive] for b in scores[~positive]
   ]
   assert metrics.area_under_roc(scores, positive) == pytest.approx(
     np.mean(pairs)
