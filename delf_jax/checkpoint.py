@@ -509,6 +509,8 @@ class RunCheckpoints:
         for name, leaf in _named(metadata.metadata).items()
       }
       batches = metadata.custom_metadata["batches"]
+      if not found:  # what Orbax makes of a damaged description
+        raise ValueError("its description is damaged")
     except Exception as error:
       raise self._unreadable(step, error) from error
     problems = _differences(_named(arrays), found)
