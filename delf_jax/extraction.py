@@ -39,6 +39,8 @@ MAX_SIDE = 1024
 MIN_SIDE = 16
 # A large photograph takes a gigabyte while ResNet-50 looks at it.
 MOST_WORKERS = 8
+# Features of all photographs together that a reduction is learned on.
+MOST_TO_LEARN_FROM = 100_000
 # Keyword arguments of `pyramid.make_extractor` that users may change.
 OPTIONS = (
   "scales",
@@ -257,7 +259,15 @@ def learn_reduction(
     unit="photograph",
     total=len(sample),
   )
-  features = [found.descriptors for _, found in results]
+  # More of each would fill the memory and teach the projection nothing.
+  most = -(-MOST_TO_LEARN_FROM // len(sample))
+  generator = np.random.default_rng(seed)
+  features = [
+    found.descriptors[
+      np.sort(generator.permutation(len(found.descriptors))[:most])
+    ]
+    for _, found in results
+  ]
   try:
     return reduction.fit(np.concatenate(features), dim, whiten=whiten)
   except ValueError as error:

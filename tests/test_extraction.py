@@ -1,5 +1,6 @@
 """Folders of photographs, good and bad, into stores."""
 
+import io
 import os
 import shutil
 
@@ -201,3 +202,33 @@ def test_an_empty_folder_and_an_unreadable_one(tmp_path):
   with pytest.raises(InputError, match="nowhere"):
     extraction.extract_folder(extractor, tmp_path / "nowhere", tmp_path / "out")
   assert not os.path.exists(tmp_path / "out")
+
+
+def test_a_reduction_is_learned_on_a_bounded_sample(
+  tiny_checkpoint, monkeypatch
+):
+  model = checkpoint.load_model(tiny_checkpoint)
+  source = []
+  for seed in range(3):
+    stream = io.BytesIO()
+    Image.fromarray(textured(96, 128, seed)).save(stream, "PNG")
+    source.append({"image": stream.getvalue()})
+  source.append({"image": b"nothing"})
+  seen = []
+  fit = extraction.reduction.fit
+
+  def watch(features, dim, **options):
+    seen.append(features)
+    return fit(features, dim, **options)
+
+  monkeypatch.setattr(extraction.reduction, "fit", watch)
+  whole = extraction.learn_reduction(model, source, dim=4)
+  monkeypatch.setattr(extraction, "MOST_TO_LEARN_FROM", 30)
+  part = extraction.learn_reduction(model, source, dim=4)
+  assert len(seen[0]) > len(seen[1]) == 30
+  assert whole.components.shape == part.components.shape
+  rows = {row.tobytes() for row in seen[0]}
+  assert all(row.tobytes() in rows for row in seen[1])
+  assert extraction.learn_reduction(model, source, dim=0) is None
+  with pytest.raises(InputError, match="none of the training photographs"):
+    extraction.learn_reduction(model, source[3:], dim=4)
