@@ -96,8 +96,7 @@ def _stage(
 
 def _ablation() -> ConfigDict:
   config = _small()
-  config.descriptors.steps = 3000
-  config.attention.steps = 300
+  config.descriptors.steps = 1600
   config.joint = config.descriptors.copy_and_resolve_references()
   # Attention sees whole landmarks, as in the second of two steps.
   config.joint.resize, config.joint.crop = 208, 192
