@@ -53,7 +53,6 @@ OWNERS = {
   "cv2": [
     "delf_jax.data.augmentation",
     "delf_jax.data.synthetic*",
-    "delf_jax.data.workers",
     "delf_jax.drawing",
     "delf_jax.features.handcrafted",
   ],

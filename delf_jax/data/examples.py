@@ -5,8 +5,8 @@ decode start in a moment and cannot come near an accelerator.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from delf_jax.data.augmentation import (
   unwarp,
 )
 from delf_jax.data.photographs import Plan, resample_photograph
+from delf_jax.data.sources import Source
 from delf_jax.errors import InputError
 
 SAMPLINGS = ("photograph", "class")
@@ -29,22 +30,6 @@ _OF_THE_CLASS = 10
 
 # The first number after the seed keeps the streams of chance apart.
 _EPOCH, _CLASSES, _WITHIN, _SPARE, _PIXELS, _SCALE = range(6)
-
-
-class Source(Protocol):
-  """Photographs by number; can be pickled.
-
-  Attributes:
-    labels: [n] int32, the class of each.
-  """
-
-  labels: np.ndarray
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, i: int) -> Mapping[str, Any]:
-    """{"image": encoded bytes, "label": int, "name": str}, or more."""
-    ...
 
 
 class Example(NamedTuple):

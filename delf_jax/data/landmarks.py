@@ -11,13 +11,13 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from delf_jax.data import class_selection, landmark_lists
 from delf_jax.data.photograph_list import PhotographList, Problems
-from delf_jax.data.sources import FileSource
+from delf_jax.data.sources import FileSource, Source
 from delf_jax.errors import InputError
 
 _READERS: dict[str, Callable[..., PhotographList]] = {
@@ -50,18 +50,6 @@ _COMMON = {
 }
 
 _SHOWN = 5  # problems in a summary
-
-
-class Source(Protocol):
-  """Random access to labelled photographs; picklable. See `data.sources`."""
-
-  labels: np.ndarray
-
-  def __len__(self) -> int:
-    """Returns the number of photographs."""
-
-  def __getitem__(self, i: int) -> dict[str, Any]:
-    """Returns {"image": encoded bytes, "label": int, "name": str, ...}."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,25 @@ the encoded bytes, "label", a number, "name", a path, and maybe more) and
 """
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+
+
+class Source(Protocol):
+  """Photographs by number; can be pickled.
+
+  Attributes:
+    labels: [n] int32, the class of each.
+  """
+
+  labels: np.ndarray
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: int) -> Mapping[str, Any]:
+    """{"image": encoded bytes, "label": int, "name": str}, or more."""
 
 
 class PackedStrings(Sequence):

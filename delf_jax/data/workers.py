@@ -49,6 +49,10 @@ _ENVIRONMENT = {
   "OMP_NUM_THREADS": "1",
   "OPENBLAS_NUM_THREADS": "1",
   "OPENCV_FOR_THREADS_NUM": "1",
+  # glibc would return the memory of every photograph to the system, which then
+  # clears it for the next one: that took a fifth of the time at 720 pixels.
+  "MALLOC_MMAP_THRESHOLD_": str(2**25),
+  "MALLOC_TRIM_THRESHOLD_": str(2**26),
 }
 
 

@@ -13,11 +13,12 @@ All contenders take turns; medians over the rounds are printed.
   PyTorch    its DataLoader over the same function, where it is installed
 
   of a loop  speed as a multiple of the plain loop over our function, in the
-             same round; for processes: as many of them can bring at most
-  first      seconds until the first batch, processes started and all
+             same round; beside it, what so many cores can bring at most
+  CPU ms     processor time an image, of all processes together: hardly
+             disturbed by what else the machine does, as the speeds are
+  first s    until the first batch, processes started and all
 
-Prints the number of cores and the load at its start: on a busy machine only
-the ratios mean something, and only where there are cores enough.
+Prints the number of cores and the load at its start. Linux only.
 """
 
 import argparse
@@ -163,22 +164,36 @@ def torch_loader(
     yield
 
 
+def processor_time() -> float:
+  """Seconds that this process and its children have computed."""
+  ticks = 0
+  for path in Path("/proc").glob("[0-9]*/stat"):
+    try:
+      fields = path.read_text().rpartition(")")[2].split()
+    except OSError:
+      continue  # it has ended meanwhile
+    if int(fields[1]) == os.getpid():
+      ticks += int(fields[11]) + int(fields[12])
+  return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def measure(
   start: Callable[[], Iterator[None]], batches: int
-) -> tuple[float, float]:
-  """Returns images/s once it is running, and seconds to the first batch."""
+) -> tuple[float, float, float]:
+  """Returns images/s, processor seconds an image, seconds to the first."""
   begun = time.perf_counter()
   running = start()
   next(running)
   first = time.perf_counter() - begun
   for _ in range(WARM - 1):
     next(running)
-  begun = time.perf_counter()
+  begun, computed = time.perf_counter(), processor_time()
   for _ in range(batches):
     next(running)
-  rate = batches * BATCH / (time.perf_counter() - begun)
+  seconds, computed = time.perf_counter() - begun, processor_time() - computed
   running.close()
-  return rate, first
+  count = batches * BATCH
+  return count / seconds, computed / count, first
 
 
 def compare(
@@ -218,25 +233,24 @@ def compare(
         lambda n=n: torch_loader(source, kind, n, WARM + batches),
         max(1, n),
       )
-  rates = {name: [] for name in contenders}
-  firsts = {name: [] for name in contenders}
+  found = {name: [] for name in contenders}
   for _ in range(rounds):
     for name, (start, _) in contenders.items():
-      rate, first = measure(start, batches)
-      rates[name].append(rate)
-      firsts[name].append(first)
+      found[name].append(measure(start, batches))
   print(
     f"\n{title}, median of {rounds}\n"
-    f"{'':36}{'images/s':>10}{'of a loop':>11}{'first s':>9}"
+    f"{'':34}{'images/s':>9}{'of a loop':>14}{'CPU ms':>8}{'first s':>9}"
   )
   for name, (_, cores) in contenders.items():
-    ratio = statistics.median(
-      a / b for a, b in zip(rates[name], rates["ours"], strict=True)
+    rate, computed, first = map(
+      statistics.median, zip(*found[name], strict=True)
     )
-    most = f" of {cores}" if cores > 1 else ""
+    ratio = statistics.median(
+      a[0] / b[0] for a, b in zip(found[name], found["ours"], strict=True)
+    )
     print(
-      f"{name:36}{statistics.median(rates[name]):10.0f}{ratio:11.2f}"
-      f"{statistics.median(firsts[name]):9.2f}{most}",
+      f"{name:34}{rate:9.0f}{ratio:9.2f} of {cores}{1000 * computed:8.2f}"
+      f"{first:9.2f}",
       flush=True,
     )
 
