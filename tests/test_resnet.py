@@ -1,5 +1,8 @@
 """The backbone: counts, layouts, padding and folding."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +85,76 @@ def test_folding_batch_norm_changes_nothing(layout):
   plain = model.apply(variables, image)["conv4"]
   fast = model.clone(folded=True).apply({"params": params}, image)["conv4"]
   np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
+
+
+class PlainConv(resnet.Conv):
+  """Every convolution is XLA's."""
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+    around = [(self.padding, self.padding)] * 2
+    y = jax.lax.conv_general_dilated(
+      x,
+      self.param("kernel", nn.initializers.lecun_normal(), shape),
+      (self.stride, self.stride),
+      around if self.kernel > 1 else "VALID",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,))
+      y += bias[None, None, None, :]
+    return y
+
+
+class PlainNorm(nn.BatchNorm):
+  """BatchNorm is Flax's, the rectifier apart."""
+
+  @nn.compact
+  def __call__(self, x, *, train, rectify):
+    y = super().__call__(x, use_running_average=not train)
+    return nn.relu(y) if rectify else y
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("layout", sorted(resnet.LAYOUTS))
+def test_gradients_are_those_of_plain_layers(layout, train, monkeypatch):
+  model = ResNet(units=(1, 2), width=8, layout=layout)
+  variables = random_variables(model)
+  image = jax.random.normal(jax.random.key(3), (3, 64, 51, 3))
+
+  def loss(params, image):
+    stages, updates = model.apply(
+      {**variables, "params": params},
+      image,
+      train=train,
+      mutable=["batch_stats"],
+    )
+    features = stages["conv3"]
+    direction = jax.random.normal(jax.random.key(4), features.shape)
+    return jnp.mean(features * direction), (features, updates)
+
+  def run():
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
+      variables["params"], image
+    )
+
+  found = run()
+  monkeypatch.setattr(resnet, "Conv", PlainConv)
+  monkeypatch.setattr(resnet, "BatchNorm", PlainNorm)
+  monkeypatch.setattr(
+    resnet,
+    "max_pool",
+    functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2)),
+  )
+  expected = run()
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4)
+  jax.tree.map(functools.partial(close, atol=1e-4), found[0], expected[0])
+  # A bias before batch statistics has no gradient, only rounding.
+  largest = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(expected[1]))
+  jax.tree.map(
+    functools.partial(close, atol=1e-6 * largest), found[1], expected[1]
+  )
 
 
 def test_the_slim_layout_can_end_with_stride_32():

@@ -47,7 +47,10 @@ def settings(model: checkpoint.Model, train, others: dict) -> list:
   for dim in (128, 40):
     if dim < channels and not model.network.code_dim:
       learned = extraction.learn_reduction(
-        dataclasses.replace(plain, extraction=norm), train, dim=dim
+        dataclasses.replace(plain, extraction=norm),
+        train,
+        dim=dim,
+        photographs=200,
       )
       reduced = dataclasses.replace(plain, reduction=learned)
       rows.append((f"7 scales, L2 norm, PCA {dim}", reduced, norm))
@@ -59,7 +62,7 @@ def settings(model: checkpoint.Model, train, others: dict) -> list:
     for score, label in (("attention", ""), ("product", "L2 norm * ")):
       rows.append(
         (
-          f"7 scales, {label}attention {name}, last reduction",
+          f"7 scales, {label}attention of {name}, last reduction",
           scored,
           {**norm, "score": score},
         )
@@ -87,7 +90,7 @@ def main() -> None:
   model = checkpoint.load_model(arguments.features)
   config = model.provenance["config"]
   train = landmarks.open_dataset(**config["dataset"]).train
-  others = {"": model} if "attention" in config["stages"] else {}
+  others = {"RUN": model} if "attention" in config["stages"] else {}
   others |= {
     Path(run).name: checkpoint.load_model(run) for run in arguments.attention
   }
@@ -95,8 +98,9 @@ def main() -> None:
     photos = arguments.photos
     truth, distractors = arguments.ground_truth, arguments.distractor_photos
     if not photos:
-      root = synthetic_folder.write_folder(
-        Path(scratch) / "data",
+      root = Path(scratch) / "data"
+      synthetic_folder.write_folder(
+        root,
         num_landmarks=arguments.landmarks,
         views=arguments.views,
         first_landmark=FIRST_LANDMARK,
@@ -105,7 +109,7 @@ def main() -> None:
       )
       photos, distractors = str(root / "photos"), str(root / "distractors")
       truth = str(root / "ground_truth.json")
-    print(f"{'':52}  mAP  hard  R@90  features")
+    print(f"{'':60}  mAP  hard  R@90  features")
     for name, one, options in settings(model, train, others):
       found = measurement.evaluate(
         extraction.Extractor(
@@ -125,7 +129,7 @@ def main() -> None:
         found["settings"]["descriptors"] / found["settings"]["photographs"]
       )
       print(
-        f"{name:52} {found['mAP_medium']:5.1f} {found['mAP_hard']:5.1f} "
+        f"{name:60} {found['mAP_medium']:5.1f} {found['mAP_hard']:5.1f} "
         f"{found['R@90']:5.1f} {per_photograph:9.0f}",
         flush=True,
       )
