@@ -10,8 +10,10 @@ many photographs they have; the loss is softened by label smoothing, and the
 means of the parameters over the run are what is kept.
 
 VARIANT
-  small     3.5 million parameters at 160 pixels, for CPUs: about an hour on
-            four cores (the default)
+  small     2.2 million parameters at 160 pixels, for CPUs (the default). With
+            descriptors.steps=1500 and attention.steps=100, 651 photographs of
+            46 classes took 36 minutes on four busy cores, and 87 % of held-out
+            photographs were classified right
   resnet50  ResNet-50 at 224 pixels, for accelerators; not run here
 """
 
