@@ -10,3 +10,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from delf_jax import program  # noqa: E402
+
+# Many tests build the same small network: its programs are compiled once.
+program.use_compilation_cache()
