@@ -1,10 +1,10 @@
 """BatchNorm, with the rectifier that follows it, and its gradient.
 
 Differentiated by hand, because what JAX derives keeps the centred activations
-beside the activations and passes over them twice as often: the training step
-of ResNet-50 at 224, batch 8, takes 31 % more memory and 11 % more time on four
-CPU cores with `flax.linen.BatchNorm`. Names, forward results and statistics
-are those of Flax.
+beside the activations and passes over them more often. With
+`flax.linen.BatchNorm`, the training step of ResNet-50 at 224, batch 8, needs
+1.13 instead of 0.78 GB of temporary memory, and 11 to 16 % more time on four
+CPU cores. Names, results and statistics are those of Flax.
 """
 
 import functools
