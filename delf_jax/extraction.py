@@ -151,6 +151,12 @@ def reopen(
   Raises:
     InputError: if it is not the same any more.
   """
+  if settings["kind"] == "imported":
+    raise InputError(
+      f"the features of the index were imported from {settings['features']!r}, "
+      f"and nothing here can extract their like from a photograph; search with "
+      f"delf_jax.retrieval and features imported too"
+    )
   names = (*OPTIONS, "max_side")
   extractor = open_extractor(
     features or settings["features"],
@@ -175,9 +181,20 @@ def delf_extractor(
     model: a loaded checkpoint.
     max_side: longest side of any photograph it will be given.
     options: override `model.extraction`.
+
+  Raises:
+    InputError: if features are to be selected by an attention head that the
+      model does not have.
   """
+  options = {**model.extraction, **options}
+  score = options.get("score", "l2_norm")
+  if score != "l2_norm" and not model.network.attention_hidden:
+    raise InputError(
+      f"this checkpoint has no attention head, so features cannot be selected "
+      f"by {score!r}; use l2_norm"
+    )
   network, variables = folded(model.network, model.variables)
-  layers = network.backbone.conv4_layers
+  layers = network.feature_layers
   field = network.receptive_field
   extract = pyramid.make_extractor(
     pyramid.Network(
@@ -188,8 +205,9 @@ def delf_extractor(
       normalise=model.normalisation,
       field_size=field.size,
       stride=field.stride,
+      offset=field.offset,
     ),
-    **{**model.extraction, **options},
+    **options,
   )
   variables = jax.device_put(variables)
   learned = jax.device_put(model.reduction)

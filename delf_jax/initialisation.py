@@ -82,12 +82,13 @@ def _take_over(
   """Replaces new variables by those of a checkpoint.
 
   Raises:
-    InputError: if its backbone is another one, or its heads tell another
-      number of landmarks apart and `reset_head` does not allow new ones.
+    InputError: if its backbone is another one, or it has heads that tell
+      another number of landmarks apart and `reset_head` does not allow new
+      ones.
   """
   checkpoint.check_same_architecture(network, model.network, source)
   theirs, ours = model.network.num_classes, network.num_classes
-  if theirs != ours and not reset_head:
+  if theirs not in (0, ours) and not reset_head:
     raise InputError(
       f"{source}: its classifiers tell {theirs} landmarks apart and the data "
       f"have {ours}; --config.reset_head=True begins with new classifiers and "

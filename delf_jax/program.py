@@ -34,15 +34,20 @@ def use_compilation_cache() -> None:
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], *, argument: str = "") -> None:
   """Runs a program: parses flags, turns known errors into one line each.
 
   Args:
     main: does the work after flags are parsed; returns the exit status.
+    argument: what the one argument that is no flag is called, if the program
+      takes one; `main` is given its value.
   """
 
   def guarded(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
+    given = argv[1:]
+    if argument and len(given) != 1:
+      return _fail(f"expected one {argument}, got {len(given)}", 2)
+    if given and not argument:
       return _fail(
         f"unexpected argument {argv[1]!r}; every option is a --flag, and "
         f"--help lists them"
@@ -53,7 +58,7 @@ def run(main: Callable[[], int | None]) -> None:
     warnings.filterwarnings("ignore", module="(jax|flax|orbax|grain|etils).*")
     use_compilation_cache()
     try:
-      return main() or 0
+      return main(*given) or 0
     except InputError as error:
       return _fail(str(error))
     except OSError as error:

@@ -32,7 +32,7 @@ def network(model):
     dense=lambda variables, images, sizes: model.apply(
       variables, images, sizes, method="dense"
     ),
-    map_size=lambda size: resnet.map_size(size, model.backbone.conv4_layers),
+    map_size=lambda size: resnet.map_size(size, model.feature_layers),
     normalise=NORMALISATIONS["unit"],
     field_size=model.receptive_field.size,
     stride=model.receptive_field.stride,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from delf_jax.models import resnet
+from delf_jax.models.receptive_field import compose
 from delf_jax.models.resnet import ResNet
 
 
@@ -42,6 +43,8 @@ def count(tree):
     # Keras' convolutions carry biases, one a channel: 64 in the stem and
     # 1,408 + 3,584 + 10,240 in the stages.
     ("keras", (3, 4, 6), 8_543_296 + 15_296),
+    # Keras' own count without its classifier, less the running statistics.
+    ("keras_applications", (3, 4, 6, 3), 23_587_712 - 53_120),
   ],
 )
 def test_parameter_counts_are_those_of_the_published_networks(
@@ -66,7 +69,7 @@ def test_padding_changes_no_feature(layout, size):
   sizes = jnp.array([size, (144, 160)])
   padded = model.apply(variables, canvas, sizes)["conv4"]
   height, width = (
-    resnet.map_size(length, model.conv4_layers) for length in size
+    resnet.map_size(length, model.layers()) for length in size
   )
   assert plain.shape[1:3] == (height, width)
   np.testing.assert_allclose(
@@ -157,14 +160,36 @@ def test_gradients_are_those_of_plain_layers(layout, train, monkeypatch):
   )
 
 
-def test_the_slim_layout_can_end_with_stride_32():
-  model = ResNet(units=(1, 1, 1), width=8, layout="slim", end_stride=2)
-  shape = jax.eval_shape(
+@pytest.mark.parametrize("layout", ["slim", "keras"])
+@pytest.mark.parametrize("units", [(1, 1, 1), (1, 1, 1, 1)])
+def test_conv4_can_end_with_stride_32(layout, units):
+  model = ResNet(units=units, width=8, layout=layout, end_stride=2)
+  stages = jax.eval_shape(
     lambda: model.init_with_output(
       jax.random.key(0), jnp.zeros((1, 128, 128, 3))
-    )[0]["conv4"]
-  ).shape
-  assert shape[1:3] == (4, 4)
+    )[0]
+  )
+  expected = resnet.map_size(128, model.layers())
+  assert stages["conv4"].shape[1:3] == (expected, expected)
+  assert compose(model.layers()).stride == 32
+  if len(units) == 4:  # conv5_x keeps the stride
+    assert stages["conv5"].shape[1:3] == (expected, expected)
+    assert compose(model.layers(5)).stride == 32
+
+
+@pytest.mark.parametrize("size", [(97, 130), (112, 75)])
+def test_padding_changes_no_feature_at_stride_32(size):
+  model = ResNet(units=(1, 1, 1), width=8, layout="keras", end_stride=2)
+  variables = random_variables(model)
+  image = jax.random.normal(jax.random.key(3), (1, *size, 3))
+  plain = model.apply(variables, image)["conv4"]
+  canvas = jnp.full((1, 144, 160, 3), jnp.nan)
+  canvas = canvas.at[0, : size[0], : size[1]].set(image[0])
+  padded = model.apply(variables, canvas, jnp.array([size]))["conv4"]
+  height, width = plain.shape[1:3]
+  np.testing.assert_allclose(
+    padded[0, :height, :width], plain[0], rtol=1e-4, atol=1e-4
+  )
 
 
 def test_bfloat16_computes_with_float32_parameters():

@@ -2,17 +2,19 @@
 
 import jax
 import jax.numpy as jnp
+from jax import export
 
 
-def grid_centres(shape: tuple[int, int], stride: int) -> jax.Array:
+def grid_centres(
+  shape: tuple[int, int], stride: int, offset: float = 0.0
+) -> jax.Array:
   """Locates the features of a map in the image that the network was given.
-
-  With padding (size - 1) / 2 the centre of a feature's support is a multiple
-  of the stride; this is the released systems' convention for every layout.
 
   Args:
     shape: height and width of the map.
     stride: of the receptive field.
+    offset: of the first feature's centre, `ReceptiveField.offset`. It is zero
+      with padding (size - 1) / 2, as all of the released systems count.
 
   Returns:
     [height * width, 2] float32 centres (y, x), row-major.
@@ -21,7 +23,7 @@ def grid_centres(shape: tuple[int, int], stride: int) -> jax.Array:
     jnp.arange(shape[0]), jnp.arange(shape[1]), indexing="ij"
   )
   centres = jnp.stack([rows.ravel(), columns.ravel()], axis=-1)
-  return stride * centres.astype(jnp.float32)
+  return stride * centres.astype(jnp.float32) + offset
 
 
 def boxes(
@@ -77,10 +79,13 @@ def select(
   """
   scores = jnp.where(mask, scores, -jnp.inf)
   if iou_threshold >= 1.0:
-    count = min(max_features, scores.size)
+    if export.is_symbolic_dim(scores.shape[0]):  # perhaps too few
+      scores = jnp.pad(scores, (0, max_features), constant_values=-jnp.inf)
+    count = min(max_features, scores.shape[0])
     best, rows = jax.lax.top_k(scores, count)
+    valid = best > -jnp.inf
     padding = (0, max_features - count)
-    return jnp.pad(rows, padding), jnp.pad(best > -jnp.inf, padding)
+    return jnp.pad(jnp.where(valid, rows, 0), padding), jnp.pad(valid, padding)
 
   def pick(i, state):
     remaining, rows, valid = state

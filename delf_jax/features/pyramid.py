@@ -37,18 +37,23 @@ class Network:
 
   Attributes:
     dense: (variables, images [b, h, w, 3], sizes [b, 2]) -> un-normalised
-      features [b, h', w', c] and attention scores [b, h', w'].
+      features [b, h', w', c] and attention scores [b, h', w'], or None
+      without an attention head.
     map_size: length of the feature map for an image length (int array).
     normalise: uint8 or float pixels -> what `dense` wants.
     field_size: side of the receptive field in pixels.
     stride: of the receptive field in pixels.
+    offset: of the first feature's centre in pixels.
   """
 
-  dense: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+  dense: Callable[
+    [Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]
+  ]
   map_size: Callable[[jax.Array], jax.Array]
   normalise: Callable[[jax.Array], jax.Array]
   field_size: int
   stride: int
+  offset: float = 0.0
 
 
 def canvases(max_side: int) -> list[tuple[int, int]]:
@@ -146,10 +151,9 @@ def _scores(features, attention, kind: Score):
 
 
 def _level(
-  variables, pixels, sizes, level_sizes, scale, *, network, score, resize
+  variables, pixels, sizes, level_sizes, scale, shape, *, network, score, resize
 ):
   """Extracts all features of one pyramid level of a batch, with a mask."""
-  shape = tuple(level_size(length, scale) for length in pixels.shape[1:3])
   level = jax.vmap(functools.partial(_resize, shape=shape, rule=resize))(
     pixels, sizes, level_sizes
   )
@@ -163,14 +167,14 @@ def _level(
   rows = jnp.arange(grid[0])[None, :] < inside[:, :1]
   columns = jnp.arange(grid[1])[None, :] < inside[:, 1:]
   mask = rows[:, :, None] & columns[:, None, :] & enough[:, None, None]
-  centres = keypoints.grid_centres(grid, network.stride) / scale
-  batch = len(sizes)
+  centres = keypoints.grid_centres(grid, network.stride, network.offset) / scale
+  batch = sizes.shape[0]
   return (
     features.reshape(batch, -1, features.shape[-1]),
     scores.reshape(batch, -1),
     mask.reshape(batch, -1),
     jnp.broadcast_to(centres[None], (batch, *centres.shape)),
-    jnp.full((batch, len(centres)), 1.0 / scale, jnp.float32),
+    jnp.full((batch, centres.shape[0]), 1.0 / scale, jnp.float32),
   )
 
 
@@ -198,12 +202,14 @@ def make_extractor(
   Returns:
     extract(variables, reduction, pixels [b, h, w, 3] uint8, sizes [b, 2]) ->
     LocalFeatures with a leading axis; `sizes` are NumPy integers. One program
-    is compiled for each shape of `pixels`.
+    is compiled for each shape of `pixels`. Its attribute `uncompiled` is the
+    function of arrays inside: (variables, reduction, pixels, sizes,
+    level_sizes [b, levels, 2], shapes) -> LocalFeatures, where `shapes` are
+    those that the levels are padded to; they may be symbolic.
   """
   scales = tuple(float(scale) for scale in scales)
 
-  @jax.jit
-  def run(variables, reduction, pixels, sizes, level_sizes):
+  def uncompiled(variables, reduction, pixels, sizes, level_sizes, shapes):
     pixels = pixels.astype(jnp.float32)
     levels = [
       _level(
@@ -212,6 +218,7 @@ def make_extractor(
         sizes,
         level_sizes[:, k],
         scale,
+        shapes[k],
         network=network,
         score=score,
         resize=resize,
@@ -243,6 +250,8 @@ def make_extractor(
       mask=valid,
     )
 
+  run = jax.jit(uncompiled, static_argnames="shapes")
+
   def extract(
     variables: Any,
     reduction: Reduction | None,
@@ -256,9 +265,18 @@ def make_extractor(
       ],
       np.int32,
     )
+    shapes = tuple(
+      tuple(level_size(n, scale) for n in pixels.shape[1:3]) for scale in scales
+    )
     return run(
-      variables, reduction, pixels, np.asarray(sizes, np.int32), level_sizes
+      variables,
+      reduction,
+      pixels,
+      np.asarray(sizes, np.int32),
+      level_sizes,
+      shapes=shapes,
     )
 
   extract.num_programs = run._cache_size
+  extract.uncompiled = uncompiled
   return extract

@@ -15,6 +15,7 @@ from delf_jax.models.attention import (
   l2_normalise,
 )
 from delf_jax.models.resnet import ResNet
+from delf_jax.models.vgg import Vgg
 
 
 class Outputs(NamedTuple):
@@ -35,9 +36,10 @@ class Delf(nn.Module):
   """One module for every training stage and for extraction.
 
   Attributes:
-    backbone: the network whose conv4_x output are the features.
-    num_classes: landmarks to tell apart.
-    attention_hidden: channels inside the attention head.
+    backbone: the network whose activations are the features.
+    num_classes: landmarks to tell apart; 0 for no classifiers.
+    feature_stage: which stage's output are the features.
+    attention_hidden: channels inside the attention head; 0 for none.
     pool_normalised: see `attention_pool`.
     code_dim: channels of the autoencoder's code, which then is the descriptor
       (the released TF2 system's reduction); 0 for none.
@@ -46,8 +48,9 @@ class Delf(nn.Module):
       uses them, also in training.
   """
 
-  backbone: ResNet
+  backbone: ResNet | Vgg
   num_classes: int
+  feature_stage: str = "conv4"
   attention_hidden: int = 512
   pool_normalised: bool = True
   code_dim: int = 0
@@ -55,22 +58,33 @@ class Delf(nn.Module):
   frozen_norm: bool = False
 
   def setup(self):
-    self.attention = AttentionHead(
-      hidden=self.attention_hidden,
-      epsilon=resnet.LAYOUTS[self.backbone.layout].epsilon,
-      momentum=self.backbone.momentum,
-      axis_name=self.backbone.axis_name,
-      dtype=self.backbone.dtype,
-    )
-    dense = CosineDense if self.cosine_classifier else nn.Dense
-    self.descriptor_classifier = dense(self.num_classes)
-    self.attention_classifier = dense(self.num_classes)
+    if self.attention_hidden:
+      self.attention = AttentionHead(
+        hidden=self.attention_hidden,
+        epsilon=self.backbone.epsilon,
+        momentum=self.backbone.momentum,
+        axis_name=self.backbone.axis_name,
+        dtype=self.backbone.dtype,
+      )
+    if self.num_classes:
+      dense = CosineDense if self.cosine_classifier else nn.Dense
+      self.descriptor_classifier = dense(self.num_classes)
+      self.attention_classifier = dense(self.num_classes)
     if self.code_dim:
       self.autoencoder = Autoencoder(self.code_dim, dtype=self.backbone.dtype)
 
   def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
-    """Runs every head; initialises every parameter."""
-    return self.outputs(images, stage="joint", train=train)
+    """Runs every head there is; initialises every parameter."""
+    if self.num_classes and self.attention_hidden:
+      return self.outputs(images, stage="joint", train=train)
+    features = self.backbone(images)[self.feature_stage]
+    if self.code_dim:
+      _, features = self.autoencoder(features)
+    if self.attention_hidden:
+      self.attention(features)
+    if self.num_classes:
+      return self.outputs(images, stage="descriptors", train=train)
+    return Outputs()
 
   def outputs(
     self, images: jax.Array, *, stage: str, train: bool = False
@@ -95,8 +109,7 @@ class Delf(nn.Module):
       pooled = jnp.mean(last.astype(jnp.float32), axis=(1, 2))
       found = found._replace(descriptors=self.descriptor_classifier(pooled))
     if stage in ("attention", "joint"):
-      features = jax.lax.stop_gradient(maps["conv4"])
-      scores = self.attention(features, train=train)
+      features = jax.lax.stop_gradient(maps[self.feature_stage])
       if self.code_dim:
         _, rebuilt = self.autoencoder(features)
         error = rebuilt.astype(jnp.float32) - features.astype(jnp.float32)
@@ -104,6 +117,7 @@ class Delf(nn.Module):
           reconstruction=jnp.mean(error**2, axis=(1, 2, 3))
         )
         features = rebuilt
+      scores = self.attention(features, train=train)
       pooled = jax.vmap(
         lambda f, s: attention_pool(f, s, normalise=self.pool_normalised)
       )(features, scores)
@@ -112,11 +126,13 @@ class Delf(nn.Module):
 
   def dense(
     self, images: jax.Array, sizes: jax.Array | None = None
-  ) -> tuple[jax.Array, jax.Array]:
+  ) -> tuple[jax.Array, jax.Array | None]:
     """Features and scores of every location, for extraction.
 
     With an autoencoder the features are its codes, given the length of the
-    features they stand for, so that the L2 norm remains a score.
+    features they stand for, so that the L2 norm remains a score; attention
+    looks at the features that the codes are decoded to, as in the released
+    TF2 system.
 
     Args:
       images: [b, h, w, 3] normalised pixels, padded.
@@ -124,27 +140,43 @@ class Delf(nn.Module):
 
     Returns:
       [b, h', w', c] float32 un-normalised features and [b, h', w'] attention
-      scores; only the first `map_size` rows and columns mean anything.
+      scores, None without the head; only the first `map_size` rows and columns
+      mean anything.
     """
-    features = self.backbone(images, sizes)["conv4"]
-    scores = self.attention(features)
-    if not self.code_dim:
-      return features.astype(jnp.float32), scores
-    code, _ = self.autoencoder(features)
-    length = jnp.linalg.norm(features.astype(jnp.float32), axis=-1)
-    code = l2_normalise(code.astype(jnp.float32))
-    return code * length[..., None], scores
+    features = seen = self.backbone(images, sizes)[self.feature_stage]
+    if self.code_dim:
+      code, seen = self.autoencoder(features)
+      length = jnp.linalg.norm(features.astype(jnp.float32), axis=-1)
+      features = l2_normalise(code.astype(jnp.float32)) * length[..., None]
+    scores = self.attention(seen) if self.attention_hidden else None
+    return features.astype(jnp.float32), scores
+
+  @property
+  def feature_layers(self) -> list[receptive_field.Layer]:
+    """The spatial layers from the image to the features."""
+    return self.backbone.layers(self._stage)
+
+  @property
+  def descriptor_channels(self) -> int:
+    """Channels of what `dense` returns: codes, or features."""
+    return self.code_dim or self.backbone.channels(self._stage)
+
+  @property
+  def _stage(self) -> int:
+    return int(self.feature_stage.removeprefix("conv"))
 
   @property
   def receptive_field(self) -> receptive_field.ReceptiveField:
     """Of the features, in pixels of the image the network is given."""
-    return receptive_field.compose(self.backbone.conv4_layers)
+    return receptive_field.compose(self.feature_layers)
 
 
 def folded(
   model: Delf, variables: dict[str, Any]
 ) -> tuple[Delf, dict[str, Any]]:
   """Returns the same network, faster at extraction: BatchNorm folded away."""
+  if not isinstance(model.backbone, ResNet):
+    return model, variables
   backbone = resnet.fold_batch_norm(
     variables["params"]["backbone"],
     variables["batch_stats"]["backbone"],
@@ -154,6 +186,10 @@ def folded(
     model.clone(backbone=model.backbone.clone(folded=True)),
     {
       "params": {**variables["params"], "backbone": backbone},
-      "batch_stats": {"attention": variables["batch_stats"]["attention"]},
+      "batch_stats": {
+        name: statistics
+        for name, statistics in variables["batch_stats"].items()
+        if name != "backbone"
+      },
     },
   )

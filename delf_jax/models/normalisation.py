@@ -32,11 +32,14 @@ class Normalisation:
 
 
 # "unit" is the released DELF's; "imagenet" torchvision's and timm's; "caffe"
-# that of Keras' converted ImageNet weights.
+# that of Keras' converted ImageNet weights and "slim" that of TF-Slim's own;
+# "zero_to_one" what the best-known port of DELF to PyTorch was trained on.
 NORMALISATIONS: Mapping[str, Normalisation] = {
   "unit": Normalisation((0, 1, 2), (128.0,) * 3, (128.0,) * 3),
   "imagenet": Normalisation(
     (0, 1, 2), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
   ),
   "caffe": Normalisation((2, 1, 0), (103.939, 116.779, 123.68), (1.0,) * 3),
+  "slim": Normalisation((0, 1, 2), (123.68, 116.779, 103.939), (1.0,) * 3),
+  "zero_to_one": Normalisation((0, 1, 2), (0.0,) * 3, (255.0,) * 3),
 }

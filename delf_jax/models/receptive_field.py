@@ -50,6 +50,11 @@ class ReceptiveField:
   stride: int
   padding: int
 
+  @property
+  def offset(self) -> float:
+    """Centre of the first support, in pixels from the first pixel's centre."""
+    return (self.size - 1) / 2 - self.padding
+
 
 def compose(layers: Sequence[Layer]) -> ReceptiveField:
   """Composes the receptive field of the last layer's output.

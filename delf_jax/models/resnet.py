@@ -43,16 +43,20 @@ class Layout:
   epsilon: float
 
 
-# "slim" is the released TF1 DELF, "keras" the released TF2 one, "torchvision"
-# also timm's (ResNet v1.5).
+# "slim" is the released TF1 DELF, "keras" the released TF2 one (and but for
+# the stem's padding Keras' network of 2015, whose weights it starts from),
+# "keras_applications" what Keras itself builds since, "torchvision" also timm's
+# (ResNet v1.5).
 LAYOUTS: Mapping[str, Layout] = {
   "slim": Layout("last", 2, 3, "same", False, 1e-5),
   "keras": Layout("first", 1, "same", "valid", True, 1e-3),
+  "keras_applications": Layout("first", 1, 3, 1, True, 1.001e-5),
   "torchvision": Layout("first", 2, 3, 1, False, 1e-5),
 }
 
 EXPANSION = 4
 FIRST_STAGE = 2  # conv2_x; the stem is conv1
+CONV4 = 4 - FIRST_STAGE  # index of conv4_x among the stages
 
 
 def _stem(layout: Layout) -> tuple[Layer, Layer]:
@@ -64,10 +68,19 @@ def _unit_stride(
 ) -> int:
   """Returns the stride of unit `unit` of the stage with index `stage`."""
   if layout.stride_unit == "first":
+    if stage == CONV4 + 1 and end_stride == 2:
+      return 1  # conv4_x has ended with this stride
     return 2 if stage > 0 and unit == 0 else 1
   if unit < units[stage] - 1:
     return 1
-  return 2 if stage < len(units) - 1 else end_stride
+  if stage < len(units) - 1:
+    return 2
+  return end_stride if stage <= CONV4 else 1
+
+
+def _ends_strided(layout: Layout, stage: int, end_stride: int) -> bool:
+  """Whether a step of two, without a window, follows the stage's units."""
+  return layout.stride_unit == "first" and stage == CONV4 and end_stride == 2
 
 
 def layers(
@@ -88,6 +101,8 @@ def layers(
       stride = _unit_stride(rules, s, u, units, end_stride)
       first = stride if rules.stride_conv == 1 else 1
       found += [Layer(1, first, 0), Layer(3, stride // first, 1)]
+    if _ends_strided(rules, s, end_stride):
+      found.append(Layer(1, 2, 0))
   return found
 
 
@@ -252,8 +267,10 @@ class ResNet(nn.Module):
     width: channels inside the units of conv2_x; each stage doubles them and
       puts out four times as many.
     layout: a key of `LAYOUTS`.
-    end_stride: stride of the last unit in the "slim" layout, whose released
-      graph ends conv4_x with 2; 1 keeps output stride 16.
+    end_stride: 2 makes conv4_x end at stride 32, as the released graphs do:
+      in its last unit in the "slim" layout (which has no choice if conv5_x
+      follows), by a 1x1 maximum in the others (TF2's `block3_strides`, with
+      conv5_x at the same stride).
     folded: BatchNorm is folded into the convolutions (`fold_batch_norm`).
     momentum: of the running statistics.
     axis_name: mapped axis over which training statistics are averaged.
@@ -270,9 +287,19 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
 
   @property
-  def conv4_layers(self) -> list[Layer]:
-    """The spatial layers from the image to conv4_x."""
-    return layers(self.units, layout=self.layout, end_stride=self.end_stride)
+  def epsilon(self) -> float:
+    """Of BatchNorm, here and in what is put on top."""
+    return LAYOUTS[self.layout].epsilon
+
+  def channels(self, stage: int = 4) -> int:
+    """Channels of a stage's output."""
+    return EXPANSION * self.width * 2 ** (stage - FIRST_STAGE)
+
+  def layers(self, stage: int = 4) -> list[Layer]:
+    """The spatial layers from the image to the output of a stage."""
+    return layers(
+      self.units, layout=self.layout, stage=stage, end_stride=self.end_stride
+    )
 
   @nn.compact
   def __call__(
@@ -330,6 +357,10 @@ class ResNet(nn.Module):
         )(x, sizes, train)
         if sizes is not None:
           sizes = Layer(1, stride, 0).output_size(sizes)
+      if _ends_strided(rules, s, self.end_stride):
+        x = x[:, ::2, ::2]
+        if sizes is not None:
+          sizes = Layer(1, 2, 0).output_size(sizes)
       stages[f"conv{s + FIRST_STAGE}"] = x
     return stages
 
