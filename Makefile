@@ -22,7 +22,8 @@ help:  ## say what can be made
 demo: venv  ## the whole system on made-up landmarks, with a report to look at
 	@$(PY) -m delf_jax.demo $(ARGS)
 
-test: venv  ## the tests
+test:  ## the tests
+	@sh launch/venv.sh torch
 	@$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: venv  ## the formatter and the linter, changing nothing

@@ -54,6 +54,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("distractors", None, "folder of distractor queries.")
   flags.DEFINE_string("output", None, "directory of results.", required=True)
   options.define_features()
+  options.define_workers()
   options.define_search()
   flags.adopt_module_key_flags(options)
   flags.DEFINE_enum("kind", "exact", ["exact", "graph"], "of index.")

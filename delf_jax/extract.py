@@ -44,6 +44,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("photos", None, "folder of photographs.", required=True)
   flags.DEFINE_string("output", None, "the store, a directory.", required=True)
   options.define_features()
+  options.define_workers()
   flags.adopt_module_key_flags(options)
   flags.DEFINE_enum(
     "dtype", "float16", ["float16", "float32", "int8"], "of descriptors."

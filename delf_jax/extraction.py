@@ -193,22 +193,8 @@ def delf_extractor(
       f"this checkpoint has no attention head, so features cannot be selected "
       f"by {score!r}; use l2_norm"
     )
-  network, variables = folded(model.network, model.variables)
-  layers = network.feature_layers
-  field = network.receptive_field
-  extract = pyramid.make_extractor(
-    pyramid.Network(
-      dense=lambda variables, images, sizes: network.apply(
-        variables, images, sizes, method="dense"
-      ),
-      map_size=lambda size: resnet.map_size(size, layers),
-      normalise=model.normalisation,
-      field_size=field.size,
-      stride=field.stride,
-      offset=field.offset,
-    ),
-    **options,
-  )
+  network, variables = pyramid_network(model)
+  extract = pyramid.make_extractor(network, **options)
   variables = jax.device_put(variables)
   learned = jax.device_put(model.reduction)
 
@@ -223,6 +209,27 @@ def delf_extractor(
     return _in_original_pixels(local_features.compact(features), photograph)
 
   return extract_one
+
+
+def pyramid_network(
+  model: checkpoint.Model,
+) -> tuple[pyramid.Network, dict[str, Any]]:
+  """Returns what the pyramid needs to know of a model, and its variables."""
+  network, variables = folded(model.network, model.variables)
+  field = network.receptive_field
+  return (
+    pyramid.Network(
+      dense=lambda variables, images, sizes: network.apply(
+        variables, images, sizes, method="dense"
+      ),
+      map_size=lambda size: resnet.map_size(size, network.feature_layers),
+      normalise=model.normalisation,
+      field_size=field.size,
+      stride=field.stride,
+      offset=field.offset,
+    ),
+    variables,
+  )
 
 
 def _in_original_pixels(

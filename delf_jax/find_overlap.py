@@ -37,6 +37,7 @@ from delf_jax import (
   drawing,
   extraction,
   index,
+  options,
   program,
   progress,
   report,
@@ -354,10 +355,6 @@ if __name__ == "__main__":
     "fewer inliers are no match.",
     lower_bound=1,
   )
-  flags.DEFINE_integer(
-    "workers",
-    None,
-    "photographs at a time (one a core, up to 8).",
-    lower_bound=1,
-  )
+  options.define_workers()
+  flags.adopt_module_key_flags(options)
   program.run(main)

@@ -44,6 +44,10 @@ def define_features() -> None:
     lower_bound=0.0,
     upper_bound=1.0,
   )
+
+
+def define_workers() -> None:
+  """Defines the flag of how many photographs are extracted side by side."""
   flags.DEFINE_integer(
     "workers",
     None,
@@ -92,6 +96,13 @@ def define_search() -> None:
     "candidates", 100, "photographs that are verified.", lower_bound=1
   )
   flags.DEFINE_enum(
+    "votes",
+    "count",
+    ["count", "distance", "bursts", "distance_bursts"],
+    "what a vote weighs: one, more for nearer descriptors, less for one of "
+    "many that share a place.",
+  )
+  flags.DEFINE_enum(
     "counting",
     "one_to_one",
     ["one_to_one", "plain"],
@@ -118,6 +129,7 @@ def search_options(values: flags.FlagValues) -> dict[str, Any]:
   names = (
     "neighbours",
     "candidates",
+    "votes",
     "counting",
     "transforms",
     "threshold",

@@ -16,6 +16,7 @@ from delf_jax.geometry import ransac
 
 Counting = Literal["one_to_one", "plain"]
 Transforms = Literal["plausible", "any"]
+Votes = Literal["count", "distance", "bursts", "distance_bursts"]
 
 # Residual of an inlier, as in the released pair-matching demo, in pixels of
 # photographs at most REFERENCE_SIDE large, so that a large photograph and its
@@ -123,7 +124,12 @@ class Candidate:
 
 
 def vote(
-  rows: np.ndarray, offsets: np.ndarray, *, candidates: int
+  rows: np.ndarray,
+  distances: np.ndarray,
+  offsets: np.ndarray,
+  *,
+  candidates: int,
+  votes: Votes = "count",
 ) -> list[Candidate]:
   """Aggregates neighbours per photograph, one vote a query feature.
 
@@ -133,29 +139,45 @@ def vote(
   Args:
     rows: [m, k] index rows of every query feature's neighbours, nearest first;
       -1 is none.
+    distances: [m, k] of the same.
     offsets: see `Database`.
     candidates: how many photographs to keep.
+    votes: what a vote weighs. "count": one. "distance": 1 - (d / d_k)^2, with
+      d_k the distance of the query feature's last neighbour, so that the
+      nearest of many about equally far weigh little. "bursts": 1 / sqrt(b)
+      where b query features vote for the same index row (Jégou et al., "On
+      the burstiness of visual elements", CVPR 2009). "distance_bursts": both.
 
   Returns:
     the photographs with the most votes, most first; among equals, the first
     in the database.
   """
   features, columns = np.nonzero(rows >= 0)
-  rows = rows[features, columns]
+  rows, distances = rows[features, columns], distances[features, columns]
+  farthest = np.zeros(features.max(initial=-1) + 1, np.float32)
+  np.maximum.at(farthest, features, distances)
   images = np.searchsorted(offsets, rows, side="right") - 1
   # Sorted by photograph, then feature; of equal pairs the nearest comes first.
   stride = np.int64(features.max(initial=0) + 1)
   _, kept = np.unique(images * stride + features, return_index=True)
   features, rows, images = features[kept], rows[kept], images[kept]
-  voted, starts, votes = np.unique(
-    images, return_index=True, return_counts=True
-  )
-  best = np.lexsort([voted, -votes])[:candidates]
+  weights = np.ones(len(rows))
+  if votes.startswith("distance"):
+    far = np.maximum(farthest[features], np.finfo(np.float32).tiny)
+    weights *= 1 - (distances[kept] / far) ** 2
+  if votes.endswith("bursts"):
+    _, place, burst = np.unique(rows, return_inverse=True, return_counts=True)
+    weights /= np.sqrt(burst[place])
+  voted, starts = np.unique(images, return_index=True)
+  if not len(voted):
+    return []
+  best = np.lexsort([voted, -np.add.reduceat(weights, starts)])[:candidates]
+  stops = np.append(starts[1:], len(images))
   return [
     Candidate(
       image=int(voted[b]),
-      features=features[starts[b] : starts[b] + votes[b]],
-      rows=rows[starts[b] : starts[b] + votes[b]],
+      features=features[starts[b] : stops[b]],
+      rows=rows[starts[b] : stops[b]],
     )
     for b in best
   ]
@@ -185,6 +207,7 @@ def search(
   *,
   neighbours: int = 16,
   candidates: int = 100,
+  votes: Votes = "count",
   threshold: float = THRESHOLD,
   counting: Counting = "one_to_one",
   transforms: Transforms = "plausible",
@@ -200,6 +223,7 @@ def search(
     neighbours: nearest index descriptors of a query descriptor (the paper's
       K).
     candidates: photographs to verify.
+    votes: see `vote`.
     threshold: largest residual of an inlier, in pixels of photographs reduced
       to `REFERENCE_SIDE` (smaller ones are not enlarged).
     counting: see `count_inliers`.
@@ -217,10 +241,12 @@ def search(
   if leave_out is not None:
     start, stop = database.offsets[leave_out : leave_out + 2]
     exclude = (int(start), int(stop))
-  _, rows = database.index.search(
+  distances, rows = database.index.search(
     query.descriptors, neighbours, exclude=exclude
   )
-  found = vote(rows, database.offsets, candidates=candidates)
+  found = vote(
+    rows, distances, database.offsets, candidates=candidates, votes=votes
+  )
   shrink = _to_reference(size)
   shrinks = [_to_reference(database.sizes[c.image]) for c in found]
   results = ransac.verify(

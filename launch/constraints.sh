@@ -27,7 +27,7 @@ trap 'rm -f "$pins"' EXIT
 # build needs and nothing else here brings in.
 printf '%s\n' "setuptools>=77" filelock jinja2 networkx sympy |
   uv pip compile pyproject.toml - --quiet --universal --python-version 3.11 \
-    --extra dev --extra bench --no-header --no-annotate \
+    --extra dev --extra convert --extra bench --no-header --no-annotate \
     --output-file "$pins" "$@"
 {
   cat << END

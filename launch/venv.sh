@@ -3,7 +3,8 @@
 # missing, unfinished or out of date; otherwise returns at once, saying nothing.
 #
 #   sh launch/venv.sh          the package (editable) and the development tools
-#   sh launch/venv.sh bench    these and the peers of tests/benchmarks
+#   sh launch/venv.sh torch    these and PyTorch, which some tests compare with
+#   sh launch/venv.sh bench    all that and the peers of tests/benchmarks
 #
 # From the environment: PYTHON, the interpreter (otherwise the first of
 # python3.11, python3.12, python3.13 and python3 that runs and is new enough),
@@ -57,7 +58,7 @@ print(hashlib.sha256("\0".join(parts).encode(errors="replace")).hexdigest())
 END
 }
 
-# Whether $VENV was finished from this recipe ($1: "" or "-bench").
+# Whether $VENV was finished from this recipe ($1: "", "-torch" or "-bench").
 is_ready() {
   [ "$(cat "$VENV/recipe$1" 2> /dev/null)" = "$wanted" ] &&
     "$VENV/bin/python" -c "" 2> /dev/null
@@ -114,25 +115,43 @@ build() {
   # Without the constraints: under them pip calls an unreachable index a
   # conflict of versions.
   pip_install "$(grep "^setuptools==" constraints.txt)" || explain
-  pip_install -c constraints.txt --no-build-isolation -e ".[dev]" || explain
+  pip_install -c constraints.txt --no-build-isolation -e ".[dev,convert]" ||
+    explain
   echo "$wanted" > "$VENV/recipe"
+}
+
+add_torch() {
+  say "adding PyTorch to $VENV"
+  if pip_install -c constraints.txt torch; then
+    echo "$wanted" > "$VENV/recipe-torch"
+  else
+    tail -n 40 "$log" | grep -q "[ )]torch==" || explain
+    say "pip finds no CPU build of PyTorch here: what needs it is left out"
+  fi
 }
 
 add_bench() {
   say "adding the peers of tests/benchmarks to $VENV"
   pip_install -c constraints.txt --no-build-isolation -e ".[bench]" || explain
-  if pip_install -c constraints.txt torch; then
-    echo "$wanted" > "$VENV/recipe-bench"
-  else
-    tail -n 40 "$log" | grep -q "[ )]torch==" || explain
-    say "pip finds no CPU build of PyTorch here: its timings are left out"
-  fi
+  echo "$wanted" > "$VENV/recipe-bench"
 }
 
 find_python
 wanted=$(recipe)
-peers=${1:+-bench}
-is_ready "" && is_ready "$peers" && exit
+parts=
+case ${1:-} in
+  "") ;;
+  torch) parts="torch" ;;
+  bench) parts="torch bench" ;;
+  *) fail "launch/venv.sh: unknown part $1; expected torch or bench" ;;
+esac
+all_ready() {
+  is_ready "" || return 1
+  for part in $parts; do
+    is_ready "-$part" || return 1
+  done
+}
+all_ready && exit
 
 # One at a time. The kernel drops this lock when the last process that holds the
 # file has ended, however it ends, an orphaned pip included. The file stays: an
@@ -157,5 +176,7 @@ trap interrupted INT TERM HUP
 
 started=$(date +%s)
 is_ready "" || build
-[ -z "$peers" ] || is_ready "$peers" || add_bench
+for part in $parts; do
+  is_ready "-$part" || "add_$part"
+done
 say "$VENV is ready after $(($(date +%s) - started)) s"

@@ -74,6 +74,31 @@ def test_a_model_comes_back_as_it_was(saved):
     jax.tree.map(np.testing.assert_array_equal, model.reduction, reduction)
 
 
+def test_a_directory_of_something_else_is_not_replaced(saved, tmp_path):
+  model = checkpoint.load_model(saved[0])
+  described = {
+    field: getattr(model, field)
+    for field in (
+      "network",
+      "variables",
+      "normalisation",
+      "reduction",
+      "extraction",
+      "provenance",
+    )
+  }
+  kept = tmp_path / "photos" / "one.jpg"
+  kept.parent.mkdir()
+  kept.write_bytes(b"precious")
+  with pytest.raises(InputError, match="holds other files"):
+    checkpoint.save_model(kept.parent, **described)
+  assert kept.read_bytes() == b"precious"
+  kept.unlink()
+  for _ in range(2):  # an empty directory, then a checkpoint
+    checkpoint.save_model(kept.parent, **described)
+  assert checkpoint.load_model(kept.parent).fingerprint == model.fingerprint
+
+
 def test_what_a_checkpoint_says_of_itself(saved):
   meta = json.loads((saved[0] / "meta.json").read_text())
   assert meta["receptive_field"] == {"size": 43, "stride": 16, "padding": 21}

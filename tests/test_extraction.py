@@ -29,16 +29,16 @@ def write(path, pixels):
   Image.fromarray(pixels).save(path)
 
 
-@pytest.fixture(scope="module")
-def tiny_checkpoint(tmp_path_factory):
+def save_tiny(directory, *, extraction, **changes):
   network = checkpoint.build_network(
-    units=(1, 1, 1),
-    width=4,
-    layout="torchvision",
-    attention_hidden=8,
-    num_classes=2,
+    **{
+      "units": (1, 1, 1),
+      "width": 4,
+      "attention_hidden": 8,
+      "num_classes": 2,
+      **changes,
+    }
   )
-  directory = tmp_path_factory.mktemp("tiny") / "model"
   checkpoint.save_model(
     directory,
     network=network,
@@ -47,10 +47,16 @@ def tiny_checkpoint(tmp_path_factory):
     ),
     normalisation=NORMALISATIONS["unit"],
     reduction=None,
-    extraction={"scales": [0.5, 1.0], "score": "product", "max_features": 60},
+    extraction={"scales": [0.5, 1.0], "max_features": 60, **extraction},
     provenance={},
   )
   return str(directory)
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("tiny") / "model"
+  return save_tiny(directory, extraction={"score": "product"})
 
 
 @pytest.fixture
@@ -192,6 +198,35 @@ def test_a_moved_or_changed_checkpoint_is_noticed(tmp_path, tiny_checkpoint):
   settings["fingerprint"] = "another"
   with pytest.raises(InputError, match="give that checkpoint with --features"):
     extraction.reopen(settings, features=tiny_checkpoint)
+
+
+def test_imported_features_cannot_be_extracted_of_a_query():
+  with pytest.raises(InputError, match="were imported from 'features.h5'"):
+    extraction.reopen({"kind": "imported", "features": "features.h5"})
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"attention_hidden": 0, "num_classes": 0},
+    {
+      "backbone": "vgg",
+      "units": (1, 1, 1, 1, 1),
+      "feature_stage": "conv5",
+      "attention_hidden": 0,
+      "num_classes": 0,
+    },
+  ],
+  ids=["resnet", "vgg"],
+)
+def test_a_backbone_without_attention(tmp_path, changes):
+  path = save_tiny(tmp_path / "model", extraction={}, **changes)
+  photograph = Photograph(textured(80, 100, 1), 80, 100)
+  found = extraction.open_extractor(path, max_side=128).extract(photograph)
+  assert found.mask.all() and len(found.mask) > 10
+  for score in ("attention", "product"):
+    with pytest.raises(InputError, match="no attention head"):
+      extraction.open_extractor(path, score=score)
 
 
 def test_an_empty_folder_and_an_unreadable_one(tmp_path):

@@ -28,6 +28,10 @@ PROGRAMS = [
   "delf_jax.evaluate",
   "delf_jax.demo",
   "delf_jax.find_overlap",
+  "delf_jax.convert",
+  "delf_jax.exchange",
+  "delf_jax.export",
+  "delf_jax.checkpoint.__main__",
 ]
 
 # The outside libraries that any module may import, where ROOMS does not forbid.
@@ -56,14 +60,23 @@ OWNERS = {
     "delf_jax.drawing",
     "delf_jax.features.handcrafted",
   ],
+  "faiss": ["delf_jax.index.faiss_index"],
+  "google": ["delf_jax.conversion.tf_models", "delf_jax.features.interchange"],
   "grain": ["delf_jax.data"],
+  "h5py": ["delf_jax.features.interchange"],
   "matplotlib": ["delf_jax.drawing", "delf_jax.report"],
   "ml_collections": ["configs", "delf_jax.train"],
-  "numba": ["delf_jax.index.graph*"],
+  "numba": [
+    "delf_jax.index.graph*",
+    "delf_jax.index.inverted_file*",
+    "delf_jax.index.kd_tree*",
+  ],
   "optax": ["delf_jax.training"],
   "orbax": ["delf_jax.checkpoint"],
   "pyarrow": ["delf_jax.features.store"],
   "pynndescent": ["delf_jax.index.graph"],
+  "safetensors": ["delf_jax.conversion.torch_files"],
+  "scann": ["delf_jax.index.scann_index"],
   "sklearn": ["delf_jax.features.reduction"],
   "tensorboardX": ["delf_jax.journal"],
   "tensorflow_datasets": ["delf_jax.data"],
@@ -71,7 +84,15 @@ OWNERS = {
 }
 
 # Imported where they are used, inside a function: slow to load, or optional.
-LAZY = ["matplotlib", "tensorflow", "torch"]
+LAZY = [
+  "faiss",
+  "h5py",
+  "matplotlib",
+  "safetensors",
+  "scann",
+  "tensorflow",
+  "torch",
+]
 
 # Not loaded by importing any module but their owner: loading them, or compiling
 # what they load, takes seconds that a program's --help must not cost.
@@ -88,6 +109,19 @@ PURE = [
 ]
 ROOMS = {
   "configs": (["ml_collections"], []),
+  "delf_jax.conversion": (
+    None,
+    [
+      "delf_jax.checkpoint",
+      "delf_jax.conversion",
+      "delf_jax.data.safe_pickle",
+      "delf_jax.errors",
+      "delf_jax.features.interchange",
+      "delf_jax.features.reduction",
+      "delf_jax.models",
+      "delf_jax.progress",
+    ],
+  ),
   "delf_jax.data": (
     None,
     ["delf_jax.data", "delf_jax.errors", "delf_jax.progress"],
@@ -97,6 +131,7 @@ ROOMS = {
     ["numpy"],
     ["delf_jax.evaluation", "delf_jax.errors"],
   ),
+  "delf_jax.exported": (["jax", "numpy"], []),
   "delf_jax.features": (None, ["delf_jax.features", "delf_jax.errors"]),
   "delf_jax.features.keypoints": (COMMON, PURE),
   "delf_jax.features.local_features": (COMMON, PURE),
@@ -127,6 +162,7 @@ DISTRIBUTIONS = {
   "absl": "absl-py",
   "cv2": "opencv-python-headless",
   "faiss": "faiss-cpu",
+  "google": "protobuf",
   "orbax": "orbax-checkpoint",
   "sklearn": "scikit-learn",
 }

@@ -68,9 +68,7 @@ def test_padding_changes_no_feature(layout, size):
   canvas = canvas.at[0, : size[0], : size[1]].set(image[0]).at[1].set(7.0)
   sizes = jnp.array([size, (144, 160)])
   padded = model.apply(variables, canvas, sizes)["conv4"]
-  height, width = (
-    resnet.map_size(length, model.layers()) for length in size
-  )
+  height, width = (resnet.map_size(length, model.layers()) for length in size)
   assert plain.shape[1:3] == (height, width)
   np.testing.assert_allclose(
     padded[0, :height, :width], plain[0], rtol=1e-4, atol=1e-4

@@ -1,5 +1,7 @@
 """Votes, verification and ranking on features whose truth is known."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -134,24 +136,50 @@ def test_a_large_photograph_is_judged_as_its_reduction():
   assert retrieval.accept(found[:1]) and retrieval.accept(found[1:])
 
 
-def test_a_query_feature_votes_once_a_photograph_by_its_nearest():
+@pytest.mark.parametrize(
+  "votes", ["count", "distance", "bursts", "distance_bursts"]
+)
+def test_a_query_feature_votes_once_a_photograph_by_its_nearest(votes):
   generator = np.random.default_rng(0)
   offsets = np.array([0, 5, 5, 12, 20])
   rows = generator.integers(-1, 20, (30, 6))
-  expected = {}
+  distances = np.sort(generator.random((30, 6), np.float32), axis=1)
+  distances = np.where(rows < 0, np.inf, distances)
+  distances[3] = np.where(rows[3] < 0, np.inf, 0)  # all of them copies
+  expected, near = {}, {}
   for feature, neighbours in enumerate(rows):
-    for row in neighbours:
+    last = max(d for d in distances[feature] if d < np.inf)
+    for row, distance in zip(neighbours, distances[feature], strict=True):
       if row >= 0:
         image = int(np.searchsorted(offsets, row, side="right")) - 1
         expected.setdefault(image, {}).setdefault(feature, int(row))
-  ranked = sorted(expected, key=lambda i: (-len(expected[i]), i))
-  found = retrieval.vote(rows, offsets, candidates=10)
+        weight = 1 - (distance / last) ** 2 if last else 1
+        near.setdefault(image, {}).setdefault(feature, weight)
+  chosen = [row for matches in expected.values() for row in matches.values()]
+
+  def weight(image):
+    return sum(
+      (near[image][feature] if votes.startswith("distance") else 1)
+      / (chosen.count(row) ** 0.5 if votes.endswith("bursts") else 1)
+      for feature, row in expected[image].items()
+    )
+
+  ranked = sorted(expected, key=lambda i: (-weight(i), i))
+  search = functools.partial(
+    retrieval.vote, rows, distances, offsets, votes=votes
+  )
+  found = search(candidates=10)
   assert [c.image for c in found] == ranked
   for c in found:
     matches = zip(c.features.tolist(), c.rows.tolist(), strict=True)
     assert dict(matches) == expected[c.image]
-  few = retrieval.vote(rows, offsets, candidates=2)
-  assert [c.image for c in few] == ranked[:2]
+  assert [c.image for c in search(candidates=2)] == ranked[:2]
+
+
+def test_no_neighbour_is_no_vote():
+  nothing = np.full((3, 2), -1)
+  far = np.full((3, 2), np.inf)
+  assert retrieval.vote(nothing, far, np.array([0, 4]), candidates=5) == []
 
 
 def test_one_to_one_counts_distinct_features_and_places():

@@ -1,4 +1,5 @@
 import collections
+import itertools
 import os
 import pickle
 import pickletools
@@ -95,6 +96,71 @@ def test_no_code_is_run(tmp_path, protocol):
       continue
     with pytest.raises(InputError):
       safe_pickle.load(path)
+
+
+def test_a_small_file_cannot_fill_the_memory(tmp_path):
+  path = tmp_path / "bomb.pkl"
+  call = b"\x80\x02cbuiltins\n"
+  copies = b"".join(b"h\x00h\x01\x85R" for _ in range(1000))
+  for payload, reason in (
+    (b"\x80\x02K\x01r\xff\xff\xff\xff.", "memo entry 4294967295"),
+    (b"\x80\x02K\x01p4000000000\n.", "memo entry 4000000000"),
+    (call + b"bytearray\nJ\xff\xff\xff\x7f\x85R.", "2147483647 zeros"),
+    (call + b"bytes\nJ\xff\xff\xff\x7f\x85R.", "2147483647 zeros"),
+    # A thousand copies of 64 KiB.
+    (
+      call
+      + b"bytearray\nq\x00B\x00\x00\x01\x00"
+      + bytes(2**16)
+      + b"q\x01]("
+      + copies
+      + b"e.",
+      "again and again",
+    ),
+    (
+      pickle.dumps(np.empty(1, object), 2).replace(b"K\x01\x85", b"K\x09\x85"),
+      r"1 values for the shape \(9,\)",
+    ),
+    # A shape whose product is a list, repeated.
+    (
+      pickle.dumps(np.arange(1), 2).replace(
+        b"K\x01\x85", b"J\xff\xff\xff\x7f(K\x00t\x86"
+      ),
+      "no whole numbers",
+    ),
+  ):
+    path.write_bytes(payload)
+    with pytest.raises(InputError, match=f"bomb.pkl.*{reason}") as caught:
+      safe_pickle.load(path)
+    assert "\n" not in str(caught.value)
+  # Two references to the same list, sixty times over.
+  tree = ["leaf"]
+  for _ in range(60):
+    tree = [tree, tree]
+  path.write_bytes(pickle.dumps(tree))
+  found = safe_pickle.load(path)
+  while found != ["leaf"]:
+    assert found[0] is found[1]
+    found = found[0]
+
+
+def test_a_pickle_cannot_change_this_program(tmp_path):
+  path = tmp_path / "changes.pkl"
+  # The state of a function is its attributes; of a second kind, its slots.
+  for name, state in itertools.product(
+    (b"numpy\ndtype", b"collections\nOrderedDict", b"_codecs\nencode"),
+    (b"}X\x01\x00\x00\x00aK\x01s", b"N}X\x01\x00\x00\x00aK\x01s\x86"),
+  ):
+    path.write_bytes(b"\x80\x02c" + name + b"\n" + state + b"b.")
+    with pytest.raises(InputError, match="changes.pkl.*a changed .*not run"):
+      safe_pickle.load(path)
+    path.write_bytes(b"\x80\x02]c" + name + b"\na.")
+    with pytest.raises(InputError, match="itself"):
+      safe_pickle.load(path)
+  text = b"\x80\x04\x8c\x05a\n\x1b[1\x8c\x01b\x93."
+  path.write_bytes(text)
+  with pytest.raises(InputError, match=r"asks for a\?\?\[1\.b"):
+    safe_pickle.load(path)
 
 
 def test_damage_is_one_line(tmp_path):
