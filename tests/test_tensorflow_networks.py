@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from delf_jax import checkpoint, convert
-from delf_jax.conversion import sources
+from delf_jax.conversion import sources, targets
 from delf_jax.conversion.recipe import Options
 from delf_jax.data.photographs import Photograph
 from delf_jax.extraction import delf_extractor
@@ -315,3 +315,23 @@ def test_keras_pixels(tf):
   expected = keras.applications.resnet50.preprocess_input(pixels.copy())
   found = NORMALISATIONS["caffe"](pixels)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_there_and_back_to_tf1(tf, tmp_path):
+  pixels = image((97, 130))
+  shape = {"units": (1, 2, 2), "width": 8, "end_stride": 2, "hidden": 16}
+  (expected,) = networks.write_slim(tmp_path, images=[pixels], **shape)
+  convert.convert_from("tf_delf", tmp_path / "model", tmp_path / "ours")
+  targets.write(
+    "delf_tf1", checkpoint.load_model(tmp_path / "ours"), tmp_path / "theirs"
+  )
+  v1 = tf.compat.v1
+  with tf.Graph().as_default(), v1.Session() as session:
+    images = v1.placeholder(tf.float32, [None, None, None, 3])
+    activations = networks.slim_delf(images, np.random.default_rng(9), **shape)
+    session.run(v1.global_variables_initializer())
+    latest = tf.train.latest_checkpoint(str(tmp_path / "theirs"))
+    v1.train.Saver().restore(session, latest)
+    found = session.run(activations, {images: pixels})
+  for name, value in expected.items():
+    np.testing.assert_array_equal(found[name], value)
