@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,6 +84,27 @@ def test_equals_brute_force(name):
       built.search(queries, k, exclude=exclude),
       nearest(descriptors, queries, k, exclude or (0, 0)),
     )
+
+
+@pytest.mark.parametrize("recall", ["as it is", "poor"])
+@pytest.mark.parametrize("name", ["clustered", "ties", "zeros"])
+def test_an_approximate_choice_of_candidates_changes_nothing(
+  name, recall, monkeypatch
+):
+  x, queries = make_set(name)
+  if recall == "poor":  # a device that misses half of the best
+
+    def choose(scores, count):
+      order = jax.lax.top_k(scores, min(2 * count, scores.shape[1]))[1]
+      chosen = jnp.concatenate([order[:, ::2], order[:, 1::2]], axis=1)
+      chosen = chosen[:, :count]
+      return jnp.take_along_axis(scores, chosen, axis=1), chosen
+
+    monkeypatch.setattr(jax.lax, "approx_max_k", choose)
+    exact._candidates.clear_cache()
+  index = exact.build(x, approximate=True)
+  assert_same(index.search(queries, 10), exact.build(x).search(queries, 10))
+  exact._candidates.clear_cache()
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 33])

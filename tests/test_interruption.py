@@ -68,25 +68,16 @@ def wait_for_step(workdir, count, process):
 LONG = ("--config.descriptors.steps=80", "--config.save_every=6")
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-  finish(start(workdir, *LONG), workdir)
-  return checkpoint.load_model(workdir)
-
-
-def assert_same_bits(workdir, expected):
-  found = checkpoint.load_model(workdir)
-  jax.tree.map(
-    np.testing.assert_array_equal, found.variables, expected.variables
-  )
-  assert found.fingerprint == expected.fingerprint
-
-
-def test_terminated_a_run_saves_and_says_how_to_go_on(uninterrupted, tmp_path):
+def test_killed_and_terminated_a_run_ends_in_the_same_bits(tmp_path):
+  uninterrupted = tmp_path / "uninterrupted"
+  whole = start(uninterrupted, *LONG)
   workdir = tmp_path / "run"
   process = start(workdir, *LONG)
-  wait_for_step(workdir, 20, process)
+  wait_for_step(workdir, 15, process)
+  process.kill()
+  process.wait()
+  process = start(workdir, *LONG)
+  wait_for_step(workdir, 50, process)
   process.send_signal(signal.SIGTERM)
   printed = finish(process, workdir)
   stopped = re.search(
@@ -105,18 +96,12 @@ def test_terminated_a_run_saves_and_says_how_to_go_on(uninterrupted, tmp_path):
     *LONG,
   ]
   finish(start(workdir, *LONG), workdir)
-  assert_same_bits(workdir, uninterrupted)
-
-
-def test_killed_twice_a_run_ends_in_the_same_bits(uninterrupted, tmp_path):
-  workdir = tmp_path / "run"
-  for records in (15, 50):
-    process = start(workdir, *LONG)
-    wait_for_step(workdir, records, process)
-    process.kill()
-    process.wait()
-  finish(start(workdir, *LONG), workdir)
-  assert_same_bits(workdir, uninterrupted)
+  finish(whole, uninterrupted)
+  found, expected = map(checkpoint.load_model, (workdir, uninterrupted))
+  jax.tree.map(
+    np.testing.assert_array_equal, found.variables, expected.variables
+  )
+  assert found.fingerprint == expected.fingerprint
 
 
 def close_to(one, other):

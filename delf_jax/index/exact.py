@@ -44,10 +44,14 @@ class ExactIndex:
     chunk: int,
     memory: int,
     device: jax.Device | None,
+    approximate: bool | None,
   ):
     """Use `build`."""
     n, d = descriptors.shape
     device = device or jax.local_devices()[0]
+    self._approximate = (
+      device.platform == "tpu" if approximate is None else approximate
+    )
     # Small tiles of scores stay in the cache of a CPU; anything else is kept
     # busy by large ones only.
     rows = chunk or (1 << 12 if device.platform == "cpu" else 1 << 16)
@@ -121,13 +125,14 @@ class ExactIndex:
         stop,
         block=self._block,
         count=count,
+        approximate=self._approximate,
       )
-      scores, candidates = (np.asarray(a)[: len(asked)] for a in found)
+      scores, candidates, rest = (np.asarray(a)[: len(asked)] for a in found)
       candidates = np.where(np.isfinite(scores), candidates, -1)
       near, near_rows = rank(asked, self.descriptors, candidates, k)
-      # Rows that are no candidates score at least as much as the last one. A
-      # last one of inf says that there are none.
-      last = scores[:, -1].astype(np.float64)
+      # Rows that are no candidates score at least as much as the last one, or
+      # as the rest. A last one of inf says that there are none.
+      last = np.minimum(scores[:, -1], rest).astype(np.float64)
       if scores.shape[1] == self._norms.size:
         last[:] = np.inf
       norms = np.square(asked, dtype=np.float64).sum(axis=1)
@@ -237,6 +242,7 @@ def build(
   chunk: int = 0,
   memory: int = 1 << 28,
   device: jax.Device | None = None,
+  approximate: bool | None = None,
 ) -> ExactIndex:
   """Builds an exact index.
 
@@ -245,6 +251,9 @@ def build(
     chunk: descriptors that are compared at a time; 0 chooses by the device.
     memory: bytes of intermediate results that a search may take.
     device: where the descriptors live; the first one by default.
+    approximate: find candidates by `jax.lax.approx_min_k`, which TPUs have
+      hardware for and is the default there. The answer stays exact: what it
+      missed is bounded like everything else.
 
   Raises:
     InputError: if a descriptor is not finite.
@@ -254,6 +263,7 @@ def build(
     chunk=chunk,
     memory=memory,
     device=device,
+    approximate=approximate,
   )
 
 
@@ -394,7 +404,7 @@ def _scores(
   return scores
 
 
-@functools.partial(jax.jit, static_argnames=("block", "count"))
+@functools.partial(jax.jit, static_argnames=("block", "count", "approximate"))
 def _candidates(
   queries: jax.Array,
   tiles: jax.Array,
@@ -404,12 +414,18 @@ def _candidates(
   *,
   block: int,
   count: int,
-) -> tuple[jax.Array, jax.Array]:
+  approximate: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The lowest scores and their rows, [m, count] or as many as there are.
 
   In two steps, for a selection from n columns takes longer than their scores:
   the blocks with the lowest scores hold all the lowest scores, and their
-  scores are computed once more.
+  scores are computed once more. If the blocks are chosen approximately, most
+  of the lowest scores are found.
+
+  Returns:
+    scores, rows, and [m] the lowest score in the blocks that were not chosen
+    (inf where the choice is exact: then none is lower than the last).
   """
   m, d = queries.shape
   norms = _masked(norms, start, stop)
@@ -420,7 +436,12 @@ def _candidates(
 
   _, minima = jax.lax.scan(lowest, None, (tiles, norms))
   minima = jnp.moveaxis(minima, 0, 1).reshape(m, -1)
-  _, blocks = jax.lax.top_k(-minima, min(count, minima.shape[1]))
+  choose = jax.lax.approx_max_k if approximate else jax.lax.top_k
+  _, blocks = choose(-minima, min(count, minima.shape[1]))
+  rest = jnp.full(m, jnp.inf)
+  if approximate:
+    taken = jax.vmap(lambda line, places: line.at[places].set(jnp.inf))
+    rest = taken(minima, blocks).min(axis=1)
   members = tiles.reshape(-1, block, d)[blocks]  # [m, b, block, d]
   products = jnp.einsum(
     "md,mbrd->mbr", queries, members, precision=jax.lax.Precision.HIGHEST
@@ -429,4 +450,4 @@ def _candidates(
   rows = blocks[:, :, None] * block + jnp.arange(block)[None, None, :]
   scores, rows = scores.reshape(m, -1), rows.reshape(m, -1)
   scores, chosen = jax.lax.top_k(-scores, min(count, scores.shape[1]))
-  return -scores, jnp.take_along_axis(rows, chosen, axis=1)
+  return -scores, jnp.take_along_axis(rows, chosen, axis=1), rest
