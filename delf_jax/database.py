@@ -1,14 +1,23 @@
 """An index together with the store it was built from, ready for photographs."""
 
 import dataclasses
+import hashlib
+import itertools
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from delf_jax import extraction, index, retrieval
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
 from delf_jax.features import store
+
+BATCH = 1 << 17  # descriptors
+# 8 bits a dimension change a length by less.
+LENGTH_TOLERANCE = 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +68,127 @@ class PhotographDatabase:
     return photograph, matches
 
 
-def provenance(opened: store.Store) -> dict[str, Any]:
-  """Describes a store for the index that is built from it."""
+def descriptor_batches(
+  opened: store.Store, *, start: int = 0, rows: int = BATCH
+) -> Iterator[np.ndarray]:
+  """Yields a store's descriptors, after looking at every one of them.
+
+  Descriptors must be of unit length, as all that `delf_jax.extract` writes
+  are; distances between others say little. Zeros are let through: they are
+  what a photograph of one colour has.
+
+  Args:
+    opened: the store.
+    start: the first row.
+    rows: at most so many in a batch.
+
+  Yields:
+    [rows, dim] float32.
+
+  Raises:
+    InputError: naming the photograph of a descriptor that is not finite or
+      not of unit length.
+  """
+  for first in range(start, int(opened.offsets[-1]), rows):
+    batch = opened.descriptors(first, first + rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+      lengths = np.sqrt(np.square(batch).sum(axis=1))
+      bad = ~(np.abs(lengths - 1) <= LENGTH_TOLERANCE) & (lengths != 0)
+    if bad.any():
+      row = int(np.argmax(bad))
+      name = opened.paths[int(opened.image_of(np.array(first + row)))]
+      raise InputError(
+        f"{opened.directory}: a descriptor of {name!r} has the length "
+        f"{lengths[row]:.3g} instead of 1; extract it again, or normalise what "
+        f"you import"
+      )
+    yield batch
+
+
+def provenance(
+  opened: store.Store,
+  *,
+  photographs: int | None = None,
+  removed: Collection[int] = (),
+) -> dict[str, Any]:
+  """Describes a store for the index that is built from it.
+
+  Args:
+    opened: the store.
+    photographs: how many of its photographs, from the first; by default all.
+    removed: the numbers of those among them that are not in the index.
+  """
+  count = len(opened.paths) if photographs is None else photographs
   return {
     "store": os.path.abspath(opened.directory),
     "store_fingerprint": opened.fingerprint,
+    "photographs": count,
+    "listing": _listing(opened, count),
+    "removed": sorted(removed),
   }
 
 
-def connect(opened: store.Store, searcher: retrieval.Index):
-  """Puts a store's photographs behind the rows of an index over it."""
+def _listing(opened: store.Store, count: int) -> str:
+  """A digest of the settings, the first photographs and their rows."""
+  digest = hashlib.sha256(json.dumps(opened.settings, sort_keys=True).encode())
+  for path in opened.paths[:count]:
+    digest.update(path.encode(errors="surrogateescape") + b"\0")
+  digest.update(opened.offsets[: count + 1].astype("<i8").tobytes())
+  return digest.hexdigest()
+
+
+def check_origin(
+  index_directory: str | os.PathLike,
+  origin: Mapping[str, Any],
+  opened: store.Store,
+) -> None:
+  """Sees that an index was built from a store, which may have grown since.
+
+  Raises:
+    InputError: if it was not.
+  """
+  count = origin.get("photographs", 0)
+  if opened.fingerprint == origin.get("store_fingerprint") or (
+    count < len(opened.paths)
+    and _listing(opened, count) == origin.get("listing")
+  ):
+    return
+  raise InputError(
+    f"{os.fspath(index_directory)!r} was not built from the store "
+    f"{opened.directory!r} as it is now; build it again with python -m "
+    f"delf_jax.build_index"
+  )
+
+
+def connect(
+  opened: store.Store,
+  searcher: index.Index,
+  *,
+  photographs: int | None = None,
+  removed: Collection[int] = (),
+) -> retrieval.Database:
+  """Puts a store's photographs behind the rows of an index over it.
+
+  Args:
+    opened: the store.
+    searcher: over its descriptors.
+    photographs: of how many, from the first; by default all.
+    removed: the numbers of those among them that it leaves out.
+  """
+  kept = np.ones(len(opened.paths), bool)
+  kept[list(removed)] = False
+  if photographs is not None:
+    kept[photographs:] = False
+  counts = np.diff(opened.offsets)
+  locations = opened.locations()
+  if not kept.all():
+    locations = locations[np.repeat(kept, counts)]
   return retrieval.Database(
     index=searcher,
-    paths=opened.paths,
-    sizes=opened.sizes,
-    offsets=opened.offsets,
-    locations=opened.locations(),
+    paths=tuple(itertools.compress(opened.paths, kept)),
+    sizes=opened.sizes[kept],
+    offsets=np.concatenate([[0], np.cumsum(counts[kept])]),
+    locations=locations,
   )
 
 
@@ -102,15 +216,16 @@ def open_database(
       f"from is not there; say where it is with --store"
     )
   opened = store.open_store(where)
-  if opened.fingerprint != origin["store_fingerprint"]:
-    raise InputError(
-      f"{os.fspath(index_directory)!r} was not built from the store {where!r} "
-      f"as it is now; build it again with python -m delf_jax.build_index"
-    )
+  check_origin(index_directory, origin, opened)
   extractor = extraction.reopen(opened.settings, features=features)
   searcher = index.open_index(index_directory)
   return PhotographDatabase(
-    searchable=connect(opened, searcher),
+    searchable=connect(
+      opened,
+      searcher,
+      photographs=origin["photographs"],
+      removed=origin["removed"],
+    ),
     extractor=extractor,
     photos=opened.settings["photos"],
   )

@@ -20,7 +20,7 @@ import time
 
 from absl import flags
 
-from delf_jax import measurement, options, program
+from delf_jax import index, measurement, options, program
 
 
 def main() -> int:
@@ -57,5 +57,5 @@ if __name__ == "__main__":
   options.define_workers()
   options.define_search()
   flags.adopt_module_key_flags(options)
-  flags.DEFINE_enum("kind", "exact", ["exact", "graph"], "of index.")
+  flags.DEFINE_enum("kind", "exact", index.KINDS, "of index.")
   program.run(main)

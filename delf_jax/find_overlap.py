@@ -292,12 +292,12 @@ def main() -> int:
   start = time.perf_counter()
   values = flags.FLAGS
   # Every class counts, however small, and every photograph of it.
-  options = {
+  described = {
     "min_photographs": 1,
     "validation_share": 0,
-    **landmarks.parse_options(values.option),
+    **options.parse_options(values.option),
   }
-  dataset = landmarks.open_dataset(values.dataset, values.photos, **options)
+  dataset = landmarks.open_dataset(values.dataset, values.photos, **described)
   print(dataset.summary())
   found = find_overlap(
     dataset,

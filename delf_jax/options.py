@@ -1,5 +1,7 @@
 """Flags that several programs share, and their values as keyword arguments."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -97,7 +99,7 @@ def define_search() -> None:
   )
   flags.DEFINE_enum(
     "votes",
-    "count",
+    "distance_bursts",
     ["count", "distance", "bursts", "distance_bursts"],
     "what a vote weighs: one, more for nearer descriptors, less for one of "
     "many that share a place.",
@@ -136,3 +138,21 @@ def search_options(values: flags.FlagValues) -> dict[str, Any]:
     "seed",
   )
   return {name: values[name].value for name in names}
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+  """Reads name=value options; a value is JSON, or else text.
+
+  Raises:
+    InputError: if one has no "=".
+  """
+  options = {}
+  for text in texts:
+    name, equals, value = text.partition("=")
+    if not equals:
+      raise InputError(f"option {text!r}: expected name=value")
+    try:
+      options[name] = json.loads(value)
+    except ValueError:
+      options[name] = value
+  return options

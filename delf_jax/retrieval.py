@@ -7,12 +7,13 @@ RANSAC, and the number of inliers is the score.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from delf_jax.features.local_features import LocalFeatures
 from delf_jax.geometry import ransac
+from delf_jax.index import Index
 
 Counting = Literal["one_to_one", "plain"]
 Transforms = Literal["plausible", "any"]
@@ -31,19 +32,6 @@ UNBOUNDED = {"min_span": 0.0, "max_stretch": np.inf, "mirrored": True}
 # and their surplus over chance in standard deviations.
 MIN_INLIERS = 12
 MIN_SURPLUS = 8.0
-
-
-class Index(Protocol):
-  """What `delf_jax.index` opens."""
-
-  def search(
-    self,
-    queries: np.ndarray,
-    k: int,
-    *,
-    exclude: tuple[int, int] | None = None,
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns distances and rows [m, k] of the nearest descriptors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +117,7 @@ def vote(
   offsets: np.ndarray,
   *,
   candidates: int,
-  votes: Votes = "count",
+  votes: Votes = "distance_bursts",
 ) -> list[Candidate]:
   """Aggregates neighbours per photograph, one vote a query feature.
 
@@ -207,7 +195,7 @@ def search(
   *,
   neighbours: int = 16,
   candidates: int = 100,
-  votes: Votes = "count",
+  votes: Votes = "distance_bursts",
   threshold: float = THRESHOLD,
   counting: Counting = "one_to_one",
   transforms: Transforms = "plausible",

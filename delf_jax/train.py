@@ -52,6 +52,7 @@ from delf_jax import (
 from delf_jax.data import landmarks, pipeline
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.errors import InputError
+from delf_jax.options import parse_options
 from delf_jax.training import optimisers
 from delf_jax.training import step as steps
 
@@ -164,7 +165,7 @@ def train(config: ConfigDict, workdir: str) -> Path:
     _keep_config(settings, workdir)
     with hosts.primary_first("the data are prepared"):
       options = dict(settings["dataset"])
-      options |= landmarks.parse_options(options.pop("options", ()))
+      options |= parse_options(options.pop("options", ()))
       data = landmarks.open_dataset(**options)
     hosts.agree(len(data.train), "the number of training photographs")
     model = initialisation.initial_model(settings, len(data.names))

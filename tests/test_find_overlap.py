@@ -143,7 +143,7 @@ def test_all_classes_take_turns():
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (["--option=table"], "option 'table' of the data set: expected name=value"),
+    (["--option=table"], "option 'table': expected name=value"),
     (["--evaluation=/nowhere"], "/nowhere"),
   ],
 )

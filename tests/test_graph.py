@@ -16,8 +16,7 @@ from delf_jax.index import directory, exact, graph, open_index
 
 HERE = pathlib.Path(__file__)
 
-# Every descriptor takes part in NN-descent.
-DESCENT = {"exact_up_to": 0, "n_neighbors": 15}
+PRECISIONS = ["float32", "float16", "int8"]
 
 
 def unit(vectors):
@@ -95,8 +94,8 @@ def elsewhere(tmp_path_factory):
   code = (
     f"import sys; sys.path.insert(0, {str(HERE.parent)!r})\n"
     "from test_graph import *\n"
-    "for name, options in [('exact', {}), ('descent', DESCENT)]:\n"
-    "  built = graph.build(make_clustered()[0], threads=1, **options)\n"
+    "for name in PRECISIONS:\n"
+    "  built = graph.build(make_clustered()[0], precision=name, threads=1)\n"
     f"  built.save({str(path)!r} + '/' + name)\n"
   )
   with subprocess.Popen(
@@ -117,10 +116,9 @@ def queries():
   return make_clustered()[1]
 
 
-@pytest.fixture(scope="module", params=["exact", "descent"])
+@pytest.fixture(scope="module", params=PRECISIONS)
 def built(request, descriptors):
-  options = DESCENT if request.param == "descent" else {}
-  return graph.build(descriptors, threads=3, **options)
+  return graph.build(descriptors, precision=request.param, threads=3)
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +128,79 @@ def wanted(descriptors, queries):
 
 def test_most_of_the_nearest_are_found(built, descriptors, queries, wanted):
   found = built.search(queries, 10)
-  assert_well_formed(found, descriptors, queries, 10)
+  assert_well_formed(found, built.descriptors, queries, 10)
   assert recall(found[1], wanted[1]) >= 0.9
   _, rows = built.search(descriptors, 1)
   assert (rows[:, 0] == np.arange(len(descriptors))).mean() > 0.999
+
+
+def test_pynndescent_finds_the_neighbours_of_large_sets(
+  tmp_path, descriptors, queries, wanted, monkeypatch
+):
+  monkeypatch.setattr(graph, "_MOST_WALKED", 100)
+  index = graph.build(descriptors, threads=2)
+  found = index.search(queries, 10)
+  assert_well_formed(found, descriptors, queries, 10)
+  assert recall(found[1], wanted[1]) > 0.9
+  index.save(tmp_path / "one")
+  graph.build(descriptors, threads=1).save(tmp_path / "two")
+  assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+  built_with = directory.read_meta(tmp_path / "one")["parameters"]["built_with"]
+  assert built_with["builder"] == "pynndescent"
+  # Too few for NN-descent.
+  graph.build(descriptors[:40], builder="pynndescent").search(queries, 10)
+  with pytest.raises(InputError, match="no builder; expected pynndescent"):
+    graph.build(descriptors, builder="magic")
+
+
+def test_descriptors_are_rounded_no_more_than_said(built, descriptors):
+  stored = built.descriptors
+  if built.precision == "int8":
+    steps = (descriptors.max(axis=0) - descriptors.min(axis=0)) / 254
+    assert (np.abs(stored - descriptors) <= 0.501 * steps).all()
+  else:
+    halves = descriptors.astype(built.precision)
+    np.testing.assert_array_equal(stored, halves.astype(np.float32))
+
+
+def test_smaller_numbers_make_a_smaller_index(descriptors):
+  sizes = {
+    name: graph.build(descriptors, precision=name).nbytes for name in PRECISIONS
+  }
+  saved = sizes["float32"] - sizes["float16"]
+  assert saved == descriptors.nbytes // 2
+  assert sizes["float16"] - sizes["int8"] == saved // 2
+
+
+def test_what_float16_holds_is_kept_as_float16(descriptors, queries):
+  halves = descriptors.astype(np.float16).astype(np.float32)
+  small = graph.build(halves)
+  assert small.precision == "float16"
+  assert graph.build(descriptors).precision == "float32"
+  np.testing.assert_array_equal(small.descriptors, halves)
+  large = graph.build(halves, precision="float32")
+  assert_same(small.search(queries, 10), large.search(queries, 10))
+
+
+def test_every_number_of_float16_is_read():
+  halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+  numbers = halves[np.isfinite(halves)].astype(np.float32)
+  descriptors = np.random.default_rng(0).permutation(numbers).reshape(-1, 8)
+  descriptors[::2] *= 2.0**-20  # some become the smallest there are
+  descriptors = descriptors.astype(np.float16).astype(np.float32)
+  built = graph.build(descriptors)
+  assert built.precision == "float16"
+  queries = descriptors[::50]
+  found = built.search(queries, 10)
+  assert_well_formed(found, descriptors, queries, 10)
+  assert (found[0][:, 0] == 0).all()
+
+
+def test_too_large_for_float16():
+  descriptors = np.full((3, 8), 70_000, np.float32)
+  with pytest.raises(InputError, match="70000, too large for float16"):
+    graph.build(descriptors, precision="float16")
+  assert graph.build(descriptors).precision == "float32"
 
 
 def test_neither_threads_nor_company_change_a_bit(built, queries):
@@ -152,7 +219,7 @@ def test_excluded_rows_are_not_found(built, descriptors, queries):
   whole = exact.build(descriptors)
   for exclude in [(0, 100), (4000, 5000), (10, 4500), (1, 4999), (0, 9000)]:
     found = built.search(queries, 10, exclude=exclude)
-    assert_well_formed(found, descriptors, queries, 10, exclude)
+    assert_well_formed(found, built.descriptors, queries, 10, exclude)
     wanted = whole.search(queries, 10, exclude=exclude)
     assert recall(found[1], wanted[1]) >= 0.9
 
@@ -175,23 +242,18 @@ def test_same_seed_same_bits_in_any_process(
 ):
   path, process = elsewhere
   built.save(tmp_path / "here")
-  method = directory.read_meta(tmp_path / "here")["parameters"]["built_with"]
-  name = "exact" if method["neighbours"] == "exact" else "descent"
-  assert method["neighbours"].split()[0] == (
-    "exact" if name == "exact" else "pynndescent"
-  )
+  name = built.precision
   # An index appears when it is whole.
   while process.poll() is None and not (path / name / "meta.json").exists():
     time.sleep(0.1)
   assert hashes(path / name) == hashes(tmp_path / "here")
-  options = DESCENT if name == "descent" else {}
-  graph.build(descriptors, **options).save(tmp_path / "again")
+  graph.build(descriptors, precision=name).save(tmp_path / "again")
   assert hashes(tmp_path / "again") == hashes(tmp_path / "here")
-  graph.build(descriptors, seed=1, **options).save(tmp_path / "another")
+  graph.build(descriptors, precision=name, seed=1).save(tmp_path / "another")
   assert hashes(tmp_path / "another") != hashes(tmp_path / "here")
 
 
-def test_a_fresh_process_searches_without_pynndescent(tmp_path, built, queries):
+def test_a_fresh_process_answers_the_same(tmp_path, built, queries):
   built.save(tmp_path / "index")
   np.save(tmp_path / "queries.npy", queries)
   code = (
@@ -200,7 +262,6 @@ def test_a_fresh_process_searches_without_pynndescent(tmp_path, built, queries):
     "opened = open_index(sys.argv[1] + '/index')\n"
     "found = opened.search(np.load(sys.argv[1] + '/queries.npy'), 10)\n"
     "print(json.dumps([a.tolist() for a in found]))\n"
-    "assert 'pynndescent' not in sys.modules\n"
   )
   done = subprocess.run(
     [sys.executable, "-W", "error", "-c", code, str(tmp_path)],
@@ -217,10 +278,11 @@ def test_a_fresh_process_searches_without_pynndescent(tmp_path, built, queries):
 
 
 @pytest.mark.parametrize("name", ODD)
-@pytest.mark.parametrize("options", [{}, DESCENT], ids=["exact", "descent"])
-def test_odd_sets_are_searched(tmp_path, name, options):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_odd_sets_are_searched(tmp_path, name, precision):
   descriptors, queries = make_odd(name)
-  built = graph.build(descriptors, **options)
+  built = graph.build(descriptors, precision=precision)
+  descriptors = built.descriptors
   for k, exclude in [(1, (0, 0)), (12, (30, 320)), (700, (0, 0))]:
     found = built.search(queries, k, exclude=exclude)
     assert_well_formed(found, descriptors, queries, k, exclude)
@@ -231,11 +293,11 @@ def test_odd_sets_are_searched(tmp_path, name, options):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 17, 70])
-@pytest.mark.parametrize("options", [{}, DESCENT], ids=["exact", "descent"])
-def test_few_descriptors_are_all_compared(n, options):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_few_descriptors_are_all_compared(n, precision):
   descriptors, queries = make_odd("random")
-  descriptors = descriptors[-n:]
-  built = graph.build(descriptors, **options)
+  built = graph.build(descriptors[-n:], precision=precision)
+  descriptors = built.descriptors
   wanted = exact.build(descriptors)
   for k, exclude in [(1, None), (9, None), (9, (0, 1)), (9, (0, 70))]:
     found = built.search(queries, k, exclude=exclude)
@@ -294,6 +356,14 @@ def break_members(arrays):
   arrays["members"][5] = arrays["members"][6]
 
 
+def break_member_start(arrays):
+  arrays["member_start"] = np.arange(600, dtype=np.int32)
+
+
+def break_steps(arrays):
+  arrays["steps"][3] = np.inf
+
+
 def break_tree(arrays):
   arrays["offsets"] = arrays["offsets"][:-1]
 
@@ -316,6 +386,8 @@ def lose_one(arrays):
     break_edges,
     break_starts,
     break_members,
+    break_member_start,
+    break_steps,
     break_tree,
     break_dtype,
     break_numbers,
@@ -336,6 +408,26 @@ def test_a_graph_made_to_lead_astray_is_refused(tmp_path, harm):
   )
   with pytest.raises(InputError, match="index' is damaged .*build it again"):
     open_index(tmp_path / "index")
+
+
+def test_more_edges_than_any_index_has_do_no_harm(tmp_path):
+  descriptors, queries = make_odd("random")
+  graph.build(descriptors).save(tmp_path / "index")
+  meta, arrays = directory.read(tmp_path / "index", kinds=["graph"])
+  n = len(descriptors)
+  directory.write(
+    tmp_path / "index",
+    kind="graph",
+    parameters=meta["parameters"],
+    arrays={
+      **arrays,
+      "edge_start": np.arange(0, n * n + 1, n).astype(np.uint32),
+      "edges": np.tile(np.arange(n, dtype=np.int32), n),
+    },
+    provenance={},
+  )
+  found = open_index(tmp_path / "index").search(queries, 10)
+  assert_well_formed(found, descriptors, queries, 10)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"epsilon": "much"}])
@@ -366,3 +458,5 @@ def test_what_cannot_be_used_is_refused():
   for options in [{"n_neighbors": 0}, {"epsilon": -1.0}, {"leaves": 0}]:
     with pytest.raises(ValueError):
       graph.build(descriptors, **options)
+  with pytest.raises(InputError, match="'float64' is no precision"):
+    graph.build(descriptors, precision="float64")

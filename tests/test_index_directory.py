@@ -361,7 +361,7 @@ def test_only_plain_arrays_are_saved(tmp_path):
 
 
 def test_an_unknown_kind_is_not_built():
-  with pytest.raises(InputError, match="expected exact or graph"):
+  with pytest.raises(InputError, match="expected one of exact, "):
     index.build_index("magic", np.zeros((1, 8), np.float32))
 
 

@@ -272,18 +272,3 @@ def test_more_than_a_url_list(tmp_path):
   with pytest.raises(InputError, match="at least 2 are needed"):
     # One photograph a class: none is left, and the reasons are given.
     landmarks.open_dataset("landmarks_clean", tmp_path)
-
-
-def test_options_are_json_or_text():
-  options = landmarks.parse_options(
-    ["table=a b.csv", 'rows={"x": [1]}', "seed=3", "photos=", "lists=a=b"]
-  )
-  assert options == {
-    "table": "a b.csv",
-    "rows": {"x": [1]},
-    "seed": 3,
-    "photos": "",
-    "lists": "a=b",
-  }
-  with pytest.raises(InputError, match="'table' of the data set"):
-    landmarks.parse_options(["table"])

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -158,24 +158,6 @@ def open_dataset(
     title=kept["title"],
     split=kept["split"],
   )
-
-
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-  """Reads name=value options; a value is JSON, or else text.
-
-  Raises:
-    InputError: if one has no "=".
-  """
-  options = {}
-  for text in texts:
-    name, equals, value = text.partition("=")
-    if not equals:
-      raise InputError(f"option {text!r} of the data set: expected name=value")
-    try:
-      options[name] = json.loads(value)
-    except ValueError:
-      options[name] = value
-  return options
 
 
 def _collect(

@@ -6,8 +6,11 @@ built.save(path, provenance={"store": ...})
 open_index(path).search(queries, 10)  # the same bits
 """
 
+import importlib
+import inspect
 import os
-from typing import TYPE_CHECKING, Any, Union
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,35 +18,72 @@ from delf_jax.errors import InputError
 from delf_jax.index import directory
 from delf_jax.index.directory import read_meta as read_meta
 
-if TYPE_CHECKING:
-  from delf_jax.index.exact import ExactIndex
-  from delf_jax.index.graph import GraphIndex
+# kind -> the module that builds and restores it. Loaded when asked for: numba
+# and JAX take their time, and some need libraries that not everyone has.
+_MODULES = {
+  "exact": "exact",
+  "kd_tree": "kd_tree",
+  "graph": "graph",
+  "inverted_file": "inverted_file",
+  "faiss": "faiss_index",
+  "scann": "scann_index",
+}
+KINDS = tuple(_MODULES)
 
-KINDS = ("exact", "graph")
+
+class Index(Protocol):
+  """What every kind of index does.
+
+  Attributes:
+    nbytes: what it holds in memory.
+  """
+
+  nbytes: int
+
+  def search(
+    self,
+    queries: np.ndarray,
+    k: int,
+    *,
+    exclude: tuple[int, int] | None = None,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Finds near descriptors.
+
+    Args:
+      queries: [m, d].
+      k: at least 1.
+      exclude: rows [start, stop) are left out.
+
+    Returns:
+      distances [m, k] float32, Euclidean, ascending, and rows [m, k]; equal
+      distances in the order of rows; (inf, -1) where there are no more.
+    """
+
+  def save(
+    self,
+    path: str | os.PathLike,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Saves to an index directory; see `directory.write`."""
 
 
-def build_index(
-  kind: str, descriptors: np.ndarray, **options: Any
-) -> Union["ExactIndex", "GraphIndex"]:
+def build_index(kind: str, descriptors: np.ndarray, **options: Any) -> Index:
   """Builds an index over descriptors.
 
   Args:
-    kind: "exact" compares a query with every descriptor; "graph" with a few
-      hundred of them, and misses some neighbours.
+    kind: one of `KINDS`; README.md says which for how many photographs.
     descriptors: [n, d] float32.
-    **options: of `exact.build` or `graph.build`.
+    **options: of the kind's `build`.
 
   Raises:
-    InputError: if the kind is unknown or a descriptor cannot be used.
+    InputError: if the kind or an option is unknown, or a descriptor cannot be
+      used.
   """
-  if kind not in KINDS:
-    raise InputError(f"{kind!r} is no kind of index; expected exact or graph")
-  return _module(kind).build(descriptors, **options)
+  return call(module(kind).build, kind, descriptors, **options)
 
 
-def open_index(
-  path: str | os.PathLike, *, verify: bool = True
-) -> Union["ExactIndex", "GraphIndex"]:
+def open_index(path: str | os.PathLike, *, verify: bool = True) -> Index:
   """Opens what an index's `save` wrote, whatever its kind.
 
   Args:
@@ -60,19 +100,42 @@ def open_index(
   """
   meta, arrays = directory.read(path, kinds=KINDS, verify=verify)
   try:
-    return _module(meta["kind"]).restore(
+    return module(meta["kind"]).restore(
       meta["parameters"], arrays, verify=verify
     )
   except (KeyError, TypeError, ValueError) as error:
     raise directory.damaged(path, error) from error
 
 
-def _module(kind: str) -> Any:
-  # Loaded when asked for: numba and JAX take their time.
-  if kind == "exact":
-    from delf_jax.index import exact
+def module(kind: str) -> Any:
+  """Returns the module of a kind.
 
-    return exact
-  from delf_jax.index import graph
+  Raises:
+    InputError: if there is no such kind.
+  """
+  if kind not in _MODULES:
+    raise InputError(
+      f"{kind!r} is no kind of index; expected one of {', '.join(KINDS)}"
+    )
+  return importlib.import_module(f"delf_jax.index.{_MODULES[kind]}")
 
-  return graph
+
+def call(function: Any, kind: str, *arguments: Any, **options: Any) -> Any:
+  """Calls a kind's function with a user's options.
+
+  Raises:
+    InputError: if it has no such option, or the option no such value.
+  """
+  known = inspect.signature(function).parameters
+  unknown = sorted(options.keys() - known.keys())
+  if unknown:
+    own = [name for name, p in known.items() if p.kind == p.KEYWORD_ONLY]
+    raise InputError(
+      f"{', '.join(unknown)}: no option of {kind}; it has {', '.join(own)}"
+    )
+  try:
+    return function(*arguments, **options)
+  except (TypeError, ValueError) as error:
+    if not options:
+      raise
+    raise InputError(f"{kind}: an option does not fit: {error}") from error

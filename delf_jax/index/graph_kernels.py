@@ -1,123 +1,96 @@
-"""What the graph index runs for every vertex and query, compiled by numba.
+"""What the graph index runs for every query, compiled by numba.
 
 Kept apart from `graph`, which says what the arrays mean. Everything here works
-on parts [first, last) of them, so that threads can share the work, and is
-compiled once and kept on disk for the next process.
+on parts of them, so that threads can share the work, and is compiled once and
+kept on disk for the next process.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic, overload
+
+from delf_jax.index.compiled import compiled
 
 WIDEST = 64  # nodes of the tree that a search can come back to
-_SAMPLE = 32  # vertices that a hyperplane is fitted to
-_ROUNDS = 4  # of the power iteration that fits it
-
-
-def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-  """Compiles for many threads; kept on disk for the next process."""
-  try:
-    return numba.njit(function, nogil=True, cache=True, **options)
-  except RuntimeError:  # there is nowhere to write
-    return numba.njit(function, nogil=True, **options)
-
+_LINE = 64  # bytes that memory is read by
+_LISTS = 4  # of edges that are followed at a time: memory answers them together
+MOST_EDGES = 48  # of a vertex
+_BATCH = _LISTS * MOST_EDGES  # vertices that are measured at a time
+HALF_STEP = np.float32(2.0**112)  # see `_difference`
 
 # Sums may be added up in any order, which the vector units need; infinities
 # keep their meaning.
-_fast = functools.partial(_compiled, fastmath={"reassoc", "contract", "nsz"})
-_inlined = functools.partial(_fast, inline="always")
+_FAST = {"reassoc", "contract", "nsz"}
 
 
-@_inlined
-def _square(x, points, a):
+fast = functools.partial(compiled, fastmath=_FAST)
+inlined = functools.partial(fast, inline="always")
+
+
+@intrinsic
+def _fetch(_, array, place):
+  """Asks for the memory of array.ravel()[place], and does not wait for it."""
+
+  def generate(context, builder, signature, arguments):
+    array = context.make_array(signature.args[0])(
+      context, builder, arguments[0]
+    )
+    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    builder.call(
+      builder.module.declare_intrinsic(
+        "llvm.prefetch",
+        (byte,),
+        ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]),
+      ),
+      [
+        builder.bitcast(builder.gep(array.data, arguments[1:]), byte),
+        *(flag(value) for value in (0, 3, 1)),  # read; keep close; no code
+      ],
+    )
+    return context.get_dummy_value()
+
+  return numba.void(array, numba.intp), generate
+
+
+def _scaled(code, step):
+  """The number that a code stands for; numba makes one for each type."""
+  raise NotImplementedError
+
+
+@overload(_scaled)
+def _scale(code, step):
+  if code == numba.float32:
+    return lambda code, step: code
+  if code == numba.int8:
+    return lambda code, step: np.float32(code) * step
+  # The bits of a float16, spread to those of a float32. As exponents of the
+  # one are biased by 15 and of the other by 127, a step is 2^(127 - 15).
+  return lambda code, step: (
+    np.int32((np.int32(code) << 13) & -0x70002000).view(np.float32) * step
+  )
+
+
+@inlined
+def _square(x, points, row, steps):
   total = np.float32(0)
   for i in range(x.shape[0]):
-    difference = x[i] - points[a, i]
+    difference = x[i] - _scaled(points[row, i], steps[i])
     total += difference * difference
   return total
 
 
-@_inlined
-def _four_squares(x, points, a, b, c, d, out):
-  # Four at a time share the loads of x and keep the arithmetic units busy.
-  total_a = total_b = total_c = total_d = np.float32(0)
-  for i in range(x.shape[0]):
-    difference = x[i] - points[a, i]
-    total_a += difference * difference
-    difference = x[i] - points[b, i]
-    total_b += difference * difference
-    difference = x[i] - points[c, i]
-    total_c += difference * difference
-    difference = x[i] - points[d, i]
-    total_d += difference * difference
-  out[0] = total_a
-  out[1] = total_b
-  out[2] = total_c
-  out[3] = total_d
-
-
-@_fast
-def _dot(x, y):
+@fast
+def dot(x, y):
   total = np.float32(0)
   for i in range(x.shape[0]):
     total += x[i] * y[i]
   return total
 
 
-@_fast
-def project(points, order, bounds, normals, projections, first, last):
-  """Fits the hyperplanes of some nodes, and projects their points.
-
-  normals holds random directions and gets those of largest variance.
-  """
-  d = points.shape[1]
-  sample = np.empty((_SAMPLE, d), np.float32)
-  mean = np.empty(d, np.float32)
-  for node in range(first, last):
-    start, stop = bounds[node], bounds[node + 1]
-    count = min(_SAMPLE, stop - start)
-    mean[:] = 0
-    for i in range(count):
-      sample[i] = points[order[start + i * (stop - start) // count]]
-      mean += sample[i]
-    for i in range(count):
-      sample[i] -= mean / np.float32(count)
-    for _ in range(_ROUNDS):
-      mean[:] = 0
-      for i in range(count):
-        mean += sample[i] * _dot(sample[i], normals[node])
-      length = np.sqrt(_dot(mean, mean))
-      if length > 0:
-        normals[node] = mean / length
-    for i in range(start, stop):
-      projections[i] = _dot(points[order[i]], normals[node])
-
-
-@_fast
-def prune(points, neighbours, kept, squares, first, last):
-  """Keeps the neighbours that are nearer to their vertex than to a kept one."""
-  for vertex in range(first, last):
-    count = 0
-    for other in neighbours[vertex]:
-      if other < 0 or other == vertex:
-        continue
-      square = _square(points[vertex], points, other)
-      needed = True
-      for i in range(count):
-        if _square(points[other], points, kept[vertex, i]) < square:
-          needed = False
-          break
-      if needed:
-        kept[vertex, count] = other
-        squares[vertex, count] = square
-        count += 1
-    kept[vertex, count:] = -1
-
-
-@_compiled
+@compiled
 def _push(keys, values, size, key, value):
   """Adds to a heap of a size whose root has the smallest key."""
   place = size
@@ -132,7 +105,7 @@ def _push(keys, values, size, key, value):
   values[place] = value
 
 
-@_compiled
+@compiled
 def _pop(keys, values, size):
   """Takes the root off; the heap then has the size less one."""
   size -= 1
@@ -153,7 +126,7 @@ def _pop(keys, values, size):
   values[place] = value
 
 
-@_compiled
+@compiled
 def _replace(keys, vertices, rows, key, vertex, row):
   """Puts something nearer in the place of the root, the farthest of a heap."""
   size = keys.shape[0]
@@ -175,8 +148,8 @@ def _replace(keys, vertices, rows, key, vertex, row):
   rows[place] = row
 
 
-@_compiled
-def _measure(query, points, vertices, rows, distances, nearest):
+@compiled
+def _measure(query, points, centre, steps, vertices, rows, distances, nearest):
   """Sorts what was found by (distance, row), measured as `exact.rank` does."""
   k = nearest.shape[0]
   count = 0
@@ -186,7 +159,8 @@ def _measure(query, points, vertices, rows, distances, nearest):
       continue
     total = 0.0
     for j in range(query.shape[0]):
-      difference = np.float64(points[vertices[i], j]) - np.float64(query[j])
+      stored = centre[j] + _scaled(points[vertices[i], j], steps[j])
+      difference = np.float64(stored) - np.float64(query[j])
       total += difference * difference
     distance = np.float32(np.sqrt(total))
     place = count
@@ -204,13 +178,16 @@ def _measure(query, points, vertices, rows, distances, nearest):
       distances[place] = distance
       nearest[place] = row
       count = min(count + 1, k)
-  return count
+  distances[count:] = np.inf
+  nearest[count:] = -1
 
 
-@_fast
+@fast
 def walk(
   queries,
   points,
+  centre,
+  steps,
   edge_start,
   edges,
   member_start,
@@ -228,15 +205,21 @@ def walk(
   """Searches for some queries; see `GraphIndex.search`.
 
   Args:
+    points: [n, d] float32, int8, or the bits of float16 as int16.
+    centre, steps: [d]; a vertex lies at centre + steps x points.
+    member_start: empty where every vertex has one member.
+    reach: how much farther, squared, than the farthest of the nearest to go on.
     width: of how many nearest to keep track.
-    reach: how much farther, squared, than the farthest of these to go on.
     start, stop: rows to leave out of the answer; the walk passes over them.
-    distances, nearest: [m, k] for the answers, filled with (inf, -1).
+    distances, nearest: [m, k] for the answers; (inf, -1) after the last.
   """
-  n = points.shape[0]
+  n, d = points.shape
+  line = _LINE // points.itemsize
   inner = offsets.shape[0]
+  alone = member_start.shape[0] == 0
   reach = np.float32(reach)
   far = np.float32(np.inf)
+  local = np.empty(d, np.float32)
   seen = np.zeros(n // 8 + 1, np.uint8)
   visited = np.empty(n, np.uint32)
   # Vertices whose own edges were not followed yet, the nearest first.
@@ -249,10 +232,12 @@ def walk(
   # Nodes of the tree that were passed by, and how near the query is to them.
   margins = np.empty(WIDEST, np.float32)
   nodes = np.empty((WIDEST, 3), np.int64)
-  four = np.empty(4, np.uint32)
-  squares = np.empty(4, np.float32)
+  fresh = np.empty(_BATCH, np.uint32)
+  squares = np.empty(_BATCH, np.float32)
   for number in range(queries.shape[0]):
     query = queries[number]
+    for i in range(d):
+      local[i] = query[i] - centre[i]
     count_visited = 0
     count_ahead = 0
     bound = far
@@ -265,87 +250,98 @@ def walk(
     nodes[0, 1] = 0
     nodes[0, 2] = n
     while True:
-      # Where to look next: a leaf of the tree, or a vertex's neighbours.
+      # Where to look next: a leaf of the tree, or the neighbours of vertices.
       in_tree = leaves_left > 0 and count_nodes > 0
-      if in_tree:
-        leaves_left -= 1
-        nearest_node = 0
-        for i in range(1, count_nodes):
-          if margins[i] < margins[nearest_node]:
-            nearest_node = i
-        margin = margins[nearest_node]
-        node, a, b = nodes[nearest_node]
-        count_nodes -= 1
-        margins[nearest_node] = margins[count_nodes]
-        nodes[nearest_node] = nodes[count_nodes]
-        while node < inner:
-          side = _dot(query, normals[node]) + offsets[node]
-          middle = (a + b) >> 1
-          if leaves_left > 0 and count_nodes < WIDEST:
-            margins[count_nodes] = max(margin, abs(side))
-            if side < 0:
-              nodes[count_nodes, 0] = 2 * node + 2
-              nodes[count_nodes, 1] = middle
-              nodes[count_nodes, 2] = b
-            else:
-              nodes[count_nodes, 0] = 2 * node + 1
-              nodes[count_nodes, 1] = a
-              nodes[count_nodes, 2] = middle
-            count_nodes += 1
-          if side < 0:
-            node = 2 * node + 1
-            b = middle
-          else:
-            node = 2 * node + 2
-            a = middle
-      else:
-        if count_ahead == 0 or ahead_keys[0] > bound:
-          break
-        vertex = ahead[0]
-        _pop(ahead_keys, ahead, count_ahead)
-        count_ahead -= 1
-        a = edge_start[vertex]
-        b = edge_start[vertex + 1]
+      if not in_tree and (count_ahead == 0 or ahead_keys[0] > bound):
+        break
       count = 0
-      for i in range(a, b + 1):
-        if i < b:
-          other = np.uint32(i) if in_tree else np.uint32(edges[i])
+      for _ in range(1 if in_tree else _LISTS):
+        if in_tree:
+          leaves_left -= 1
+          nearest_node = 0
+          for i in range(1, count_nodes):
+            if margins[i] < margins[nearest_node]:
+              nearest_node = i
+          margin = margins[nearest_node]
+          node, a, b = nodes[nearest_node]
+          count_nodes -= 1
+          margins[nearest_node] = margins[count_nodes]
+          nodes[nearest_node] = nodes[count_nodes]
+          while node < inner:
+            side = dot(query, normals[node]) + offsets[node]
+            middle = (a + b) >> 1
+            if leaves_left > 0 and count_nodes < WIDEST:
+              margins[count_nodes] = max(margin, abs(side))
+              if side < 0:
+                nodes[count_nodes, 0] = 2 * node + 2
+                nodes[count_nodes, 1] = middle
+                nodes[count_nodes, 2] = b
+              else:
+                nodes[count_nodes, 0] = 2 * node + 1
+                nodes[count_nodes, 1] = a
+                nodes[count_nodes, 2] = middle
+              count_nodes += 1
+            if side < 0:
+              node = 2 * node + 1
+              b = middle
+            else:
+              node = 2 * node + 2
+              a = middle
+        else:
+          if count_ahead == 0 or ahead_keys[0] > bound:
+            break
+          vertex = ahead[0]
+          _pop(ahead_keys, ahead, count_ahead)
+          count_ahead -= 1
+          a = np.int64(edge_start[vertex])
+          b = np.int64(edge_start[vertex + 1])
+        # What is needed next is on its way before any of it is waited for.
+        while a < b and count < _BATCH:
+          other = np.uint32(a) if in_tree else np.uint32(edges[a])
+          a += 1
           mark = np.uint8(1 << (other & 7))
           if seen[other >> 3] & mark:
             continue
           seen[other >> 3] |= mark
           visited[count_visited] = other
           count_visited += 1
-          four[count] = other
+          fresh[count] = other
           count += 1
-          if count < 4:
-            continue
-          _four_squares(
-            query, points, four[0], four[1], four[2], four[3], squares
-          )
-        else:
-          for j in range(count):
-            squares[j] = _square(query, points, four[j])
-        for j in range(count):
-          square = squares[j]
-          other = four[j]
-          if square > bound:
-            continue
-          _push(ahead_keys, ahead, count_ahead, square, other)
-          count_ahead += 1
-          for m in range(member_start[other], member_start[other + 1]):
-            if square >= best_keys[0]:
-              break
-            row = members[m]
-            if row < start or row >= stop:
-              _replace(best_keys, best_vertices, best_rows, square, other, row)
-              bound = best_keys[0] * reach
-        count = 0
+          place = np.int64(other) * d
+          for i in range(0, d, line):
+            _fetch(points, place + i)
+          _fetch(points, place + d - 1)
+          _fetch(edge_start, np.int64(other))
+      for j in range(count):
+        squares[j] = _square(local, points, fresh[j], steps)
+      for j in range(count):
+        key = squares[j]
+        if key > bound:
+          continue
+        other = fresh[j]
+        edge = np.int64(edge_start[other])
+        _fetch(edges, edge)
+        _fetch(edges, edge + _LINE // 4 - 1)
+        _push(ahead_keys, ahead, count_ahead, key, other)
+        count_ahead += 1
+        if key >= best_keys[0]:
+          continue
+        a = np.int64(other) if alone else np.int64(member_start[other])
+        b = a + 1 if alone else np.int64(member_start[other + 1])
+        for m in range(a, b):
+          if key >= best_keys[0]:
+            break
+          row = members[m]
+          if row < start or row >= stop:
+            _replace(best_keys, best_vertices, best_rows, key, other, row)
+            bound = best_keys[0] * reach
     for i in range(count_visited):
       seen[visited[i] >> 3] = 0
     _measure(
       query,
       points,
+      centre,
+      steps,
       best_vertices,
       best_rows,
       distances[number],
