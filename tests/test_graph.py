@@ -13,78 +13,21 @@ import pytest
 
 from delf_jax.errors import InputError
 from delf_jax.index import directory, exact, graph, open_index
+from tests.index_sets import (
+  assert_same,
+  assert_well_formed,
+  hashes,
+  make_clustered,
+  make_odd,
+  recall,
+)
 
 HERE = pathlib.Path(__file__)
 
 PRECISIONS = ["float32", "float16", "int8"]
 
 
-def unit(vectors):
-  return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def make_clustered(n=5000, m=200, d=40, clusters=50):
-  """[n, d] descriptors, [m, d] queries around the same centres."""
-  generator = np.random.default_rng(0)
-  centres = generator.normal(size=(clusters, d))
-  noise = 0.5 * generator.normal(size=(n + m, d))
-  points = unit(centres[np.arange(n + m) % clusters] + noise)
-  return np.split(points.astype(np.float32), [n])
-
-
-def make_odd(name):
-  generator = np.random.default_rng(0)
-  noise = generator.normal(size=(600, 8))
-  if name == "duplicated":
-    x = noise[np.arange(600) % 20]
-  elif name == "one apart":
-    x = np.where(np.arange(600)[:, None] < 599, 1, noise)
-  elif name == "constant":
-    x = np.ones((600, 8))
-  elif name == "ties":
-    x = generator.integers(0, 2, (600, 8))
-  elif name == "random":
-    x = noise
-  return x.astype(np.float32), noise[:50].astype(np.float32)
-
-
 ODD = ["duplicated", "one apart", "constant", "ties", "random"]
-
-
-def recall(rows, wanted):
-  return np.mean(
-    [np.isin(a, b).mean() for a, b in zip(rows, wanted, strict=True)]
-  )
-
-
-def assert_same(found, wanted):
-  for a, b in zip(found, wanted, strict=True):
-    np.testing.assert_array_equal(a, b, strict=True)
-
-
-def assert_well_formed(found, descriptors, queries, k, exclude=(0, 0)):
-  """Everything but which of the near ones were found."""
-  distances, rows = found
-  n = len(descriptors)
-  left = n - len(range(*slice(*exclude).indices(n)))
-  there = min(k, left)
-  assert distances.shape == rows.shape == (len(queries), k)
-  assert (rows[:, there:] == -1).all() and (
-    distances[:, there:] == np.inf
-  ).all()
-  rows, distances = rows[:, :there], distances[:, :there]
-  assert (rows >= 0).all() and (rows < n).all()
-  assert not ((rows >= exclude[0]) & (rows < exclude[1])).any()
-  assert all(len(set(row)) == there for row in rows)
-  # Sorted by distance, then row, and the distances are those of exact.
-  assert_same((distances, rows), exact.rank(queries, descriptors, rows, there))
-
-
-def hashes(path):
-  return {
-    name: file["sha256"]
-    for name, file in directory.read_meta(path)["files"].items()
-  }
 
 
 @pytest.fixture(scope="module")

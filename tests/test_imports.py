@@ -72,6 +72,7 @@ OWNERS = {
     "delf_jax.index.graph*",
     "delf_jax.index.inverted_file*",
     "delf_jax.index.kd_tree*",
+    "delf_jax.index.nearest_kernels",
     "delf_jax.index.product_quantization",
   ],
   "optax": ["delf_jax.training"],

@@ -15,56 +15,18 @@ from delf_jax.errors import InputError
 from delf_jax.index import directory, exact, open_index
 from delf_jax.index import inverted_file_kernels as kernels
 from delf_jax.index.inverted_file import Writer, build, restore, train
+from tests.index_sets import (
+  assert_same,
+  make_clustered,
+  make_odd,
+  recall,
+)
 
 HERE = pathlib.Path(__file__)
 WORDS = 32
 
 
-def unit(vectors):
-  return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def make_clustered(n=4000, m=150, d=24, clusters=50):
-  """[n, d] descriptors, [m, d] queries around the same centres."""
-  generator = np.random.default_rng(0)
-  centres = generator.normal(size=(clusters, d))
-  noise = 0.5 * generator.normal(size=(n + m, d))
-  points = unit(centres[np.arange(n + m) % clusters] + noise)
-  return np.split(points.astype(np.float32), [n])
-
-
-def make_odd(name):
-  generator = np.random.default_rng(0)
-  noise = generator.normal(size=(600, 8))
-  if name == "duplicated":
-    x = noise[np.arange(600) % 20]
-  elif name == "one apart":
-    x = np.where(np.arange(600)[:, None] < 599, 1, noise)
-  elif name == "constant":
-    x = np.ones((600, 8))
-  elif name == "zero":
-    x = np.zeros((600, 8))
-  elif name == "ties":
-    x = generator.integers(0, 2, (600, 8))
-  elif name == "huge":
-    x = 1e16 * noise
-  elif name == "random":
-    x = noise
-  return x.astype(np.float32), noise[:50].astype(np.float32)
-
-
 ODD = ["duplicated", "one apart", "constant", "zero", "ties", "huge", "random"]
-
-
-def recall(rows, wanted):
-  return np.mean(
-    [np.isin(a, b).mean() for a, b in zip(rows, wanted, strict=True)]
-  )
-
-
-def assert_same(found, wanted):
-  for a, b in zip(found, wanted, strict=True):
-    np.testing.assert_array_equal(a, b, strict=True)
 
 
 def assert_well_formed(found, left, k):
@@ -116,12 +78,12 @@ def reopened(index, path):
 
 @pytest.fixture(scope="module")
 def descriptors():
-  return make_clustered()[0]
+  return make_clustered(4000, 150, 24)[0]
 
 
 @pytest.fixture(scope="module")
 def queries():
-  return make_clustered()[1]
+  return make_clustered(4000, 150, 24)[1]
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +231,7 @@ def test_same_seed_same_bits_in_any_process(tmp_path, built, descriptors):
   code = (
     f"import sys; sys.path.insert(0, {str(HERE.parent)!r})\n"
     "from test_inverted_file import *\n"
-    "built = build(make_clustered()[0], words=WORDS, threads=1)\n"
+    "built = build(make_clustered(4000, 150, 24)[0], words=WORDS, threads=1)\n"
     f"built.save({str(tmp_path)!r} + '/there')\n"
   )
   subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1], check=True)
@@ -436,8 +398,9 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from test_inverted_file import *
-writer = Writer(train(make_clustered()[0]), rerank=2, folder=sys.argv[2])
-writer.add(make_clustered()[0])
+descriptors = make_clustered(4000, 150, 24)[0]
+writer = Writer(train(descriptors), rerank=2, folder=sys.argv[2])
+writer.add(descriptors)
 if sys.argv[3] == "finished":
   index = writer.finish()
 os.kill(os.getpid(), signal.SIGKILL)

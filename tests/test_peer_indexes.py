@@ -11,7 +11,20 @@ import numpy as np
 import pytest
 
 from delf_jax.errors import InputError
-from delf_jax.index import directory, exact, faiss_index, scann_index
+from delf_jax.index import (
+  directory,
+  exact,
+  faiss_index,
+  open_index,
+  scann_index,
+)
+from tests.index_sets import (
+  assert_same,
+  hashes,
+  make_clustered,
+  make_odd,
+  recall,
+)
 
 HERE = pathlib.Path(__file__)
 MODULES = {"faiss": faiss_index, "scann": scann_index}
@@ -59,46 +72,6 @@ def build(name, descriptors, **changed):
   )
 
 
-def open_index(path):
-  """As `delf_jax.index.open_index`, for these kinds."""
-  meta, arrays = directory.read(path, kinds=MODULES)
-  return MODULES[meta["kind"]].restore(meta["parameters"], arrays)
-
-
-def make_clustered(n=5000, m=100, d=40, clusters=50):
-  generator = np.random.default_rng(0)
-  centres = generator.normal(size=(clusters, d))
-  noise = 0.5 * generator.normal(size=(n + m, d))
-  points = centres[np.arange(n + m) % clusters] + noise
-  points /= np.linalg.norm(points, axis=1, keepdims=True)
-  return np.split(points.astype(np.float32), [n])
-
-
-def make_odd(name):
-  generator = np.random.default_rng(0)
-  noise = generator.normal(size=(600, 40))
-  if name == "duplicated":
-    x = noise[np.arange(600) % 20]
-  elif name == "constant":
-    x = np.full((600, 40), 0.3)
-  elif name == "ties":
-    x = generator.integers(0, 2, (600, 40))
-  elif name == "random":
-    x = noise
-  return x.astype(np.float32), noise[:20].astype(np.float32)
-
-
-def recall(rows, wanted):
-  return np.mean(
-    [np.isin(a, b).mean() for a, b in zip(rows, wanted, strict=True)]
-  )
-
-
-def assert_same(found, wanted):
-  for a, b in zip(found, wanted, strict=True):
-    np.testing.assert_array_equal(a, b, strict=True)
-
-
 def assert_well_formed(
   found, descriptors, queries, k, exclude=(0, 0), tolerance=1e-4
 ):
@@ -123,12 +96,12 @@ def assert_well_formed(
 
 @pytest.fixture(scope="module")
 def descriptors():
-  return make_clustered()[0]
+  return make_clustered(m=100)[0]
 
 
 @pytest.fixture(scope="module")
 def queries():
-  return make_clustered()[1]
+  return make_clustered(m=100)[1]
 
 
 @builds()
@@ -160,13 +133,6 @@ def test_neither_threads_nor_company_change_a_bit(name, descriptors, queries):
       assert_same(found, wanted)
 
 
-def hashes(path):
-  return {
-    name: file["sha256"]
-    for name, file in directory.read_meta(path)["files"].items()
-  }
-
-
 @builds()
 def test_same_seed_same_bits_in_any_process(
   tmp_path, name, descriptors, queries
@@ -177,7 +143,7 @@ def test_same_seed_same_bits_in_any_process(
   code = (
     "import sys, json; sys.path.insert(0, sys.argv[1])\n"
     "from test_peer_indexes import *\n"
-    "descriptors, queries = make_clustered()\n"
+    "descriptors, queries = make_clustered(m=100)\n"
     "built = build(sys.argv[2], descriptors)\n"
     "built.save(sys.argv[3] + '/elsewhere')\n"
     "opened = open_index(sys.argv[3] + '/here')\n"
@@ -209,7 +175,7 @@ def test_same_seed_same_bits_in_any_process(
 @builds()
 @pytest.mark.parametrize("odd", ODD)
 def test_odd_sets_are_searched(name, odd):
-  descriptors, queries = make_odd(odd)
+  descriptors, queries = make_odd(odd, 40, 20)
   built = build(name, descriptors)
   # What codes cannot tell apart they do not put in order either.
   tolerance = 0.1 if name == "faiss codes" else 1e-3
@@ -223,7 +189,7 @@ def test_odd_sets_are_searched(name, odd):
 @builds("faiss flat", "scann whole")
 @pytest.mark.parametrize("n", [1, 2, 3, 17, 70])
 def test_few_descriptors_are_all_compared(name, n):
-  descriptors, queries = make_odd("random")
+  descriptors, queries = make_odd("random", 40, 20)
   built = build(name, descriptors[-n:])
   wanted = exact.build(descriptors[-n:])
   for k, exclude in [(1, None), (9, None), (9, (0, 1)), (9, (0, 70))]:
@@ -314,7 +280,7 @@ def test_arrays_that_do_not_fit_scann_are_refused(tmp_path, name, descriptors):
 
 @builds("faiss flat", "scann whole")
 def test_what_cannot_be_used_is_refused(name):
-  descriptors, queries = make_odd("random")
+  descriptors, queries = make_odd("random", 40, 20)
   built = build(name, descriptors)
   with pytest.raises(InputError, match="39 dimensions and the index 40"):
     built.search(queries[:, :39], 3)
@@ -336,7 +302,7 @@ def test_what_cannot_be_used_is_refused(name):
 )
 def test_what_faiss_refuses_is_said(name, options):
   with pytest.raises(InputError, match="FAISS cannot index 600 .*give another"):
-    build(name, make_odd("random")[0], **options)
+    build(name, make_odd("random", 40, 20)[0], **options)
 
 
 @pytest.mark.parametrize("kind", MODULES)

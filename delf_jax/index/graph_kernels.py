@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba.extending import intrinsic, overload
 
 from delf_jax.index.compiled import compiled
+from delf_jax.index.nearest_kernels import insert
 
 WIDEST = 64  # nodes of the tree that a search can come back to
 _LINE = 64  # bytes that memory is read by
@@ -151,7 +152,6 @@ def _replace(keys, vertices, rows, key, vertex, row):
 @compiled
 def _measure(query, points, centre, steps, vertices, rows, distances, nearest):
   """Sorts what was found by (distance, row), measured as `exact.rank` does."""
-  k = nearest.shape[0]
   count = 0
   for i in range(rows.shape[0]):
     row = rows[i]
@@ -163,21 +163,7 @@ def _measure(query, points, centre, steps, vertices, rows, distances, nearest):
       difference = np.float64(stored) - np.float64(query[j])
       total += difference * difference
     distance = np.float32(np.sqrt(total))
-    place = count
-    while place > 0:
-      before = place - 1
-      if distances[before] < distance or (
-        distances[before] == distance and nearest[before] < row
-      ):
-        break
-      if place < k:
-        distances[place] = distances[before]
-        nearest[place] = nearest[before]
-      place -= 1
-    if place < k:
-      distances[place] = distance
-      nearest[place] = row
-      count = min(count + 1, k)
+    count = insert(distances, nearest, count, distance, row)
   distances[count:] = np.inf
   nearest[count:] = -1
 

@@ -10,6 +10,7 @@ import functools
 import numpy as np
 
 from delf_jax.index.compiled import compiled
+from delf_jax.index.nearest_kernels import insert
 
 FANOUT = 16  # boxes of a level that lie in one box of the next
 _SLACK = 1 - 1e-5  # a bound is lowered by more than its rounding
@@ -189,7 +190,6 @@ def _replace(keys, positions, size, key, position):
 @compiled
 def _measure(query, codes, low, step, originals, keys, positions, near, rows):
   """Sorts what was found by (distance, row), measured as `exact.rank` does."""
-  k = near.shape[0]
   # From a heap to ascending order, so that little is moved below.
   for size in range(keys.shape[0] - 1, 0, -1):
     key, position = keys[size], positions[size]
@@ -209,21 +209,7 @@ def _measure(query, codes, low, step, originals, keys, positions, near, rows):
       difference = np.float64(number) - np.float64(query[j])
       total += difference * difference
     distance = np.float32(np.sqrt(total))
-    place = count
-    while place > 0:
-      before = place - 1
-      if near[before] < distance or (
-        near[before] == distance and rows[before] < row
-      ):
-        break
-      if place < k:
-        near[place] = near[before]
-        rows[place] = rows[before]
-      place -= 1
-    if place < k:
-      near[place] = distance
-      rows[place] = row
-      count = min(count + 1, k)
+    count = insert(near, rows, count, distance, row)
 
 
 @compiled
