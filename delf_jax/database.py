@@ -179,17 +179,46 @@ def connect(
   kept[list(removed)] = False
   if photographs is not None:
     kept[photographs:] = False
-  counts = np.diff(opened.offsets)
-  locations = opened.locations()
-  if not kept.all():
-    locations = locations[np.repeat(kept, counts)]
+  counts = np.diff(opened.offsets)[kept]
+  offsets = np.concatenate([[0], np.cumsum(counts)])
   return retrieval.Database(
     index=searcher,
     paths=tuple(itertools.compress(opened.paths, kept)),
     sizes=opened.sizes[kept],
-    offsets=np.concatenate([[0], np.cumsum(counts[kept])]),
-    locations=locations,
+    offsets=offsets,
+    locations=StoredLocations(opened, offsets, opened.offsets[:-1][kept]),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredLocations:
+  """Where features lie, read from the store when somebody asks.
+
+  A query asks for those of its candidates; those of a billion features would
+  fill more memory than their index.
+
+  Attributes:
+    opened: the store.
+    offsets: [p + 1] the index rows of p photographs.
+    starts: [p] the first store row of each.
+  """
+
+  opened: store.Store
+  offsets: np.ndarray
+  starts: np.ndarray
+
+  def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+    """Returns (y, x) of index rows [m], [m, 2] float32."""
+    rows = np.asarray(rows)
+    found = np.empty((len(rows), 2), np.float32)
+    images = np.searchsorted(self.offsets, rows, side="right") - 1
+    for image in np.unique(images):
+      mine = images == image
+      first = self.starts[image]
+      count = self.offsets[image + 1] - self.offsets[image]
+      whole = self.opened.locations(first, first + count)
+      found[mine] = whole[rows[mine] - self.offsets[image]]
+    return found
 
 
 def open_database(
@@ -197,6 +226,7 @@ def open_database(
   *,
   store_directory: str | os.PathLike | None = None,
   features: str | None = None,
+  verify: bool = True,
 ) -> PhotographDatabase:
   """Opens an index, its store and its extractor; sees that they fit.
 
@@ -204,6 +234,7 @@ def open_database(
     index_directory: what `delf_jax.build_index` wrote.
     store_directory: the store, if it is no longer where it was.
     features: the checkpoint, if it is no longer where it was.
+    verify: see `index.open_index`.
 
   Raises:
     InputError: if any is missing or damaged, or they do not belong together.
@@ -218,7 +249,7 @@ def open_database(
   opened = store.open_store(where)
   check_origin(index_directory, origin, opened)
   extractor = extraction.reopen(opened.settings, features=features)
-  searcher = index.open_index(index_directory)
+  searcher = index.open_index(index_directory, verify=verify)
   return PhotographDatabase(
     searchable=connect(
       opened,

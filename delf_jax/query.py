@@ -55,7 +55,10 @@ def main() -> int:
   """Searches as the flags say."""
   values = flags.FLAGS
   opened = database.open_database(
-    values.index, store_directory=values.store, features=values.features
+    values.index,
+    store_directory=values.store,
+    features=values.features,
+    verify=values.verify,
   )
   photograph, matches = opened.search(
     values.photo, **options.search_options(values)
@@ -96,6 +99,12 @@ if __name__ == "__main__":
   flags.DEFINE_string("photo", None, "the query photograph.", required=True)
   flags.DEFINE_string("store", None, "the store, if it was moved.")
   flags.DEFINE_string("features", None, "the checkpoint, if it was moved.")
+  flags.DEFINE_bool(
+    "verify",
+    True,
+    "read all of the index first and compare checksums; --noverify opens a "
+    "huge one at once, if you trust it.",
+  )
   flags.DEFINE_integer(
     "min_inliers",
     retrieval.MIN_INLIERS,

@@ -7,7 +7,7 @@ RANSAC, and the number of inliers is the score.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -34,6 +34,12 @@ MIN_INLIERS = 12
 MIN_SURPLUS = 8.0
 
 
+class Locations(Protocol):
+  """An array, or something that is read by rows."""
+
+  def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Database:
   """An index and what its rows mean.
@@ -43,14 +49,15 @@ class Database:
     paths: of the photographs.
     sizes: [p, 2] (height, width) of the upright originals.
     offsets: [p + 1], rows offsets[i] to offsets[i + 1] are of photograph i.
-    locations: [n, 2] (y, x) of every row, in original pixels.
+    locations: [n, 2] (y, x) of every row, in original pixels; or what gives
+      [m, 2] for rows [m].
   """
 
   index: Index
   paths: Sequence[str]
   sizes: np.ndarray
   offsets: np.ndarray
-  locations: np.ndarray
+  locations: Locations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,24 +242,26 @@ def search(
   found = vote(
     rows, distances, database.offsets, candidates=candidates, votes=votes
   )
+  places = [database.locations[c.rows] for c in found]
   shrink = _to_reference(size)
   shrinks = [_to_reference(database.sizes[c.image]) for c in found]
   results = ransac.verify(
     [
       (
         query.locations[c.features] * shrink,
-        database.locations[c.rows] * by,
+        locations * by,
       )
-      for c, by in zip(found, shrinks, strict=True)
+      for c, by, locations in zip(found, shrinks, places, strict=True)
     ],
     threshold=threshold,
     seed=seed,
     **({} if transforms == "plausible" else UNBOUNDED),
   )
   matches = []
-  for c, by, result in zip(found, shrinks, results, strict=True):
+  for c, by, locations, result in zip(
+    found, shrinks, places, results, strict=True
+  ):
     inliers = result.inliers
-    locations = database.locations[c.rows]
     matches.append(
       Match(
         path=database.paths[c.image],
