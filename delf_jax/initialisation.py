@@ -52,18 +52,26 @@ def initial_model(
   variables = jax.jit(alone.init)(
     jax.random.key(settings["seed"]), jnp.zeros((1, 64, 64, 3))
   )
+  normalisation = NORMALISATIONS[settings["normalisation"]]
   if settings["init_from"]:
+    model = checkpoint.load_model(settings["init_from"])
     variables = _take_over(
       variables,
       network,
-      checkpoint.load_model(settings["init_from"]),
+      model,
       settings["init_from"],
       reset_head=settings.get("reset_head", False),
     )
+    if model.normalisation != normalisation and jax.process_index() == 0:
+      # The released TF2 recipe means it so; anybody else probably does not.
+      print(
+        f"note: {settings['init_from']} was trained on other pixels than "
+        f"--config.normalisation={settings['normalisation']}"
+      )
   return checkpoint.Model(
     network=network,
     variables=jax.tree.map(np.asarray, variables),
-    normalisation=NORMALISATIONS[settings["normalisation"]],
+    normalisation=normalisation,
     reduction=None,
     extraction=settings["extraction"],
     provenance={"config": settings},

@@ -350,7 +350,7 @@ def test_a_layout_is_not_passed_off_as_another(tmp_path):
   assert not (tmp_path / "out.pth").exists()
 
 
-def test_training_starts_from_converted_weights(tmp_path):
+def test_training_starts_from_converted_weights(tmp_path, capsys):
   path = tmp_path / "weights.pth"
   write_torch(path, resnet_tensors(names.TORCH))
   convert.convert_from("torchvision", path, tmp_path / "imagenet")
@@ -378,6 +378,10 @@ def test_training_starts_from_converted_weights(tmp_path):
     16 * WIDTH,
     3,
   )
+  assert capsys.readouterr().out == ""
+  settings["normalisation"] = "unit"
+  initialisation.initial_model(settings, num_classes=3)
+  assert "on other pixels than" in capsys.readouterr().out
   settings["model"]["layout"] = "slim"
   with pytest.raises(InputError, match="layout torchvision instead of slim"):
     initialisation.initial_model(settings, num_classes=3)
