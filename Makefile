@@ -3,6 +3,7 @@
 #
 #   make demo ARGS="--photos DIR"      options for the program that is run
 #   make test ARGS="-k ransac -x"
+#   make test ARGS="-m ''"             the slow ones too, as .ci/run does
 #   make test WORKERS=0                in one process, for a debugger
 #   make test PYTHON=python3.12        another interpreter
 #   make test VENV=/tmp/other          another place for the environment

@@ -77,6 +77,7 @@ def test_most_of_the_nearest_are_found(built, descriptors, queries, wanted):
   assert (rows[:, 0] == np.arange(len(descriptors))).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_pynndescent_finds_the_neighbours_of_large_sets(
   tmp_path, descriptors, queries, wanted, monkeypatch
 ):

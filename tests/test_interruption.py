@@ -16,6 +16,8 @@ import pytest
 
 from delf_jax import checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "synthetic.py"
 OPTIONS = (

@@ -121,6 +121,7 @@ def test_a_new_head_must_be_asked_for(run, photographs, tmp_path):
   assert shape == (128, 4)
 
 
+@pytest.mark.slow
 def test_every_option_at_once(photographs, tmp_path):
   """Joint training, codes, ArcFace, augmentation, classes, means, best."""
   (photographs / "a" / "broken.png").write_bytes(b"\x89PNG nothing")
