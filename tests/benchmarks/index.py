@@ -182,9 +182,14 @@ def make_systems(n: int) -> dict[str, System]:
   return {
     "ours, exact": our_system("exact"),
     **{
-      f"ours, graph, {precision}": our_system("graph", precision=precision)
+      f"ours, graph, {precision}": our_system(
+        "graph", precision=precision, builder="walk"
+      )
       for precision in ["float32", "float16", "int8"]
     },
+    "ours, graph, built by pynndescent": our_system(
+      "graph", precision="float16", builder="pynndescent"
+    ),
     "pynndescent": pynndescent_system(),
     "pynndescent, compressed": pynndescent_system(compressed=True),
     "FAISS Flat": faiss_system("Flat"),
