@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from delf_jax import checkpoint, convert, initialisation
+from delf_jax.checkpoint.arrays import named
 from delf_jax.conversion import names, sources, targets
 from delf_jax.conversion.keras_files import read_keras
 from delf_jax.conversion.recipe import Options
@@ -41,7 +42,7 @@ def resnet_tensors(naming, units=UNITS, *, conv_bias=False, width=WIDTH):
 
 
 def _random(pairs, network):
-  shapes = names.flat(checkpoint.abstract_variables(network))
+  shapes = named(checkpoint.abstract_variables(network))
   generator = np.random.default_rng(0)
   return {
     pair.theirs: names.to_theirs(
@@ -170,7 +171,7 @@ def test_imagenet_networks(
   assert converted.extraction["score"] == "l2_norm"
   assert converted.reduction is None
   for pair in naming.resnet(UNITS, conv_bias=source == "keras"):
-    found = names.flat(converted.variables)[pair.ours]
+    found = named(converted.variables)[pair.ours]
     np.testing.assert_array_equal(
       names.to_theirs(pair, found), tensors[pair.theirs]
     )

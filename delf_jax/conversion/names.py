@@ -244,7 +244,10 @@ def to_theirs(pair: Pair, value: np.ndarray) -> np.ndarray:
 
 
 def nested(named: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Turns {"params.a.b": array} into {"params": {"a": {"b": array}}}."""
+  """Turns {"params.a.b": array} into {"params": {"a": {"b": array}}}.
+
+  `checkpoint.arrays.named` undoes it.
+  """
   tree: dict[str, Any] = {}
   for name, value in named.items():
     *path, last = name.split(".")
@@ -253,14 +256,3 @@ def nested(named: Mapping[str, np.ndarray]) -> dict[str, Any]:
       node = node.setdefault(part, {})
     node[last] = value
   return tree
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Undoes `nested`."""
-  found = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      found |= flat(value, f"{prefix}{name}.")
-    else:
-      found[prefix + name] = value
-  return found

@@ -66,6 +66,7 @@ class Recipe:
 
 
 def some(found: Sequence[str]) -> str:
+  """Lists the first names, and says how many more there are."""
   shown = ", ".join(found[:MOST_NAMES])
   more = len(found) - MOST_NAMES
   return shown + (f" and {more} more" if more > 0 else "")
@@ -97,6 +98,7 @@ def guess(tensors: Mapping[str, Any]) -> str:
 
 
 def advice(tensors: Mapping[str, Any], source: str) -> str:
+  """Ends an error message with what the file looks like, if not `source`."""
   found = guess(tensors)
   if found and source not in found:
     return f". It looks like {found}"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from delf_jax.checkpoint import abstract_variables, build_network
+from delf_jax.checkpoint.arrays import named
 from delf_jax.conversion import (
   names,
   tensorflow_sources,
@@ -106,7 +107,7 @@ def _take(
     if pair.theirs in tensors
   }
   theirs = {pair.ours: pair.theirs for pair in recipe.pairs}
-  expected = names.flat(abstract_variables(network))
+  expected = named(abstract_variables(network))
   missing = sorted(set(theirs.values()) - tensors.keys())
   left = [
     name

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from delf_jax.checkpoint import Model
+from delf_jax.checkpoint.arrays import named
 from delf_jax.conversion import names
 from delf_jax.conversion.names import Pair
 from delf_jax.conversion.tensor_bundle import write_bundle
@@ -153,7 +154,7 @@ def _check_layout(model: Model, layout: str, target: str) -> None:
 
 
 def _theirs(model: Model, pairs: list[Pair]) -> dict[str, np.ndarray]:
-  ours = names.flat(model.variables)
+  ours = named(model.variables)
   return {pair.theirs: names.to_theirs(pair, ours[pair.ours]) for pair in pairs}
 
 

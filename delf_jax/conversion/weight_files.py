@@ -29,12 +29,10 @@ class WeightFile:
   """What a weight file holds.
 
   Attributes:
-    kind: "torch", "keras" or "tensorflow".
     tensors: by name; nested dictionaries are joined by dots.
     tensorflow: what comes beside a TensorFlow checkpoint.
   """
 
-  kind: str
   tensors: Mapping[str, np.ndarray]
   tensorflow: TfWeights | None = None
 
@@ -48,12 +46,12 @@ def read(path: str | os.PathLike) -> WeightFile:
   path = Path(path)
   if _is_tensorflow(path):
     found = find_tf_weights(path)
-    return WeightFile("tensorflow", found.tensors, found)
+    return WeightFile(found.tensors, found)
   if not path.exists():
     raise InputError(f"{path}: no such weight file")
   if _has(path, 0, HDF5) or path.name.endswith(KERAS_ENDINGS):
-    return WeightFile("keras", read_keras(path))
-  return WeightFile("torch", state_dict(read_torch(path)))
+    return WeightFile(read_keras(path))
+  return WeightFile(state_dict(read_torch(path)))
 
 
 def _is_tensorflow(path: Path) -> bool:
