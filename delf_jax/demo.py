@@ -27,9 +27,9 @@ from delf_jax import (
   database,
   drawing,
   extraction,
+  html_report,
   presentation,
   program,
-  report,
   retrieval,
 )
 from delf_jax.data import folder, synthetic, synthetic_folder
@@ -87,7 +87,7 @@ def build_databases(
     )
 
 
-def measure(output: Path, data: Path) -> list[report.Section]:
+def measure(output: Path, data: Path) -> list[html_report.Section]:
   """Evaluates every system; returns the table and the curves."""
   results, curves = {}, {}
   truth = protocols.read_ground_truth(data / "ground_truth.json")
@@ -114,7 +114,7 @@ def measure(output: Path, data: Path) -> list[report.Section]:
   for label, *figures in rows:
     print(f"{label:26}" + "".join(f"{figure:12.1f}" for figure in figures))
   counts = next(iter(results.values()))
-  table = report.Table(
+  table = html_report.Table(
     header=["in percent", *SYSTEMS],
     rows=rows,
     caption=f"{counts['num_queries']} queries and "
@@ -122,24 +122,24 @@ def measure(output: Path, data: Path) -> list[report.Section]:
     f"{counts['settings']['photographs']} photographs.",
     mark_best=True,
   )
-  plot = report.Picture(
+  plot = html_report.Picture(
     drawing.plot_precision_recall(curves),
     "Precision against recall of both systems",
     name="precision-recall",
     narrow=True,
   )
-  return [report.Section("How well they find", [table, plot])]
+  return [html_report.Section("How well they find", [table, plot])]
 
 
 def show_queries(
   output: Path, photos: Sequence[str | os.PathLike]
-) -> list[report.Section]:
+) -> list[html_report.Section]:
   """Searches with a few photographs and draws what every system finds."""
   sections = []
   for name, kind in SYSTEMS.items():
     opened = database.open_database(output / kind / "index")
     print(f"\n{name}:")
-    sections.append(report.Section(f"What {name} finds", []))
+    sections.append(html_report.Section(f"What {name} finds", []))
     for photo in photos:
       try:
         photograph, matches = opened.search(photo)
@@ -208,7 +208,7 @@ def main() -> int:
     truth = protocols.read_ground_truth(data / "ground_truth.json")
     queries = [data / "photos" / query.path for query in truth.queries[:30:10]]
     queries += pick_queries(str(data / "distractors"), 1)
-  page = report.write_report(
+  page = html_report.write_report(
     output / "report",
     title="delf_jax: what it finds",
     lead="Each query is compared with every other photograph. Lines join local "

@@ -1,6 +1,6 @@
 """Pictures of matches and plots of curves: arrays in, pictures out.
 
-A picture is [h, w, 3] uint8 RGB; `delf_jax.report` writes pictures to files.
+A picture is [h, w, 3] uint8 RGB; `delf_jax.html_report` writes it to a file.
 """
 
 import functools

@@ -36,11 +36,11 @@ from delf_jax import (
   database,
   drawing,
   extraction,
+  html_report,
   index,
   options,
   program,
   progress,
-  report,
   retrieval,
 )
 from delf_jax.data import class_selection, landmarks
@@ -216,7 +216,7 @@ def write_classes(
     lines.append(
       class_selection.class_line(overlap.name, drawing.visible(evidence))
     )
-  report.write_file(path, ("\n".join(lines) + "\n").encode())
+  html_report.write_file(path, ("\n".join(lines) + "\n").encode())
 
 
 def _index(
@@ -272,7 +272,7 @@ def _continue(log: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
   """
   header = json.dumps(settings)
   if not log.exists():
-    report.write_file(log, (header + "\n").encode())
+    html_report.write_file(log, (header + "\n").encode())
     return []
   first, *lines = log.read_text(encoding="utf-8").split("\n")
   if first != header:
@@ -283,7 +283,9 @@ def _continue(log: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
   # A run that was killed may have left half a line; it is cut off.
   whole, half = lines[:-1], lines[-1:]
   if half != [""]:
-    report.write_file(log, "".join(f"{x}\n" for x in (first, *whole)).encode())
+    html_report.write_file(
+      log, "".join(f"{x}\n" for x in (first, *whole)).encode()
+    )
   return [json.loads(line) for line in whole]
 
 

@@ -13,9 +13,9 @@ from delf_jax import (
   database,
   drawing,
   extraction,
+  html_report,
   index,
   progress,
-  report,
   retrieval,
 )
 from delf_jax.data import folder
@@ -89,7 +89,7 @@ def evaluate(
     "photographs": len(opened.paths),
     "descriptors": int(opened.offsets[-1]),
   }
-  report.write_png(
+  html_report.write_png(
     output / "precision_recall.png",
     drawing.plot_precision_recall({extractor.settings["kind"]: curve}),
   )
@@ -153,4 +153,4 @@ def _rank(
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-  report.write_file(path, (json.dumps(value, indent=1) + "\n").encode())
+  html_report.write_file(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from delf_jax import drawing, report, retrieval
+from delf_jax import drawing, html_report, retrieval
 from delf_jax.data.photographs import Photograph, read_photograph
 from delf_jax.errors import InputError
 
@@ -22,7 +22,7 @@ def query_sections(
   *,
   min_inliers: int,
   most: int = MOST_MATCHES,
-) -> list[report.Section]:
+) -> list[html_report.Section]:
   """Shows a query and its best matches, or the best rejected candidate.
 
   Args:
@@ -38,7 +38,7 @@ def query_sections(
     _draw(photo, photograph, match, photos)
     for match in (accepted or matches[:1])[:most]
   ]
-  return report.query_sections(
+  return html_report.query_sections(
     os.fspath(photo),
     drawing.draw_photograph(photograph.pixels),
     shown if accepted else [],
@@ -48,7 +48,7 @@ def query_sections(
   )
 
 
-def _draw(photo, photograph, match, photos) -> report.Match:
+def _draw(photo, photograph, match, photos) -> html_report.Match:
   path = Path(photos) / match.path
   try:
     image = read_photograph(path, max_side=PICTURE_SIDE)
@@ -68,7 +68,7 @@ def _draw(photo, photograph, match, photos) -> report.Match:
     query_name=os.fspath(photo),
     image_name=match.path,
   )
-  return report.Match(
+  return html_report.Match(
     path=match.path,
     inliers=match.score,
     transform=match.transform if match.score else None,

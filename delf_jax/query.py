@@ -19,10 +19,10 @@ from absl import flags
 from delf_jax import (
   database,
   drawing,
+  html_report,
   options,
   presentation,
   program,
-  report,
   retrieval,
 )
 
@@ -71,12 +71,12 @@ def main() -> int:
       numbers = " ".join(f"{value:.3f}" for value in match.transform.ravel())
       print(
         f"{drawing.visible(match.path)}  inliers {match.score}  "
-        f"{report.describe_transform(match.transform)}  [{numbers}]"
+        f"{html_report.describe_transform(match.transform)}  [{numbers}]"
       )
   else:
     print("no match")
   if values.report:
-    page = report.write_report(
+    page = html_report.write_report(
       values.report,
       title="The same place?",
       sections=presentation.query_sections(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from delf_jax import progress, report, training_pictures
+from delf_jax import html_report, progress, training_pictures
 from delf_jax.journal import Record
 from delf_jax.training_pictures import Curve, Panel
 
@@ -132,18 +132,18 @@ def write(
   ]
   if not sections:
     sections.append(
-      report.Section(
+      html_report.Section(
         "Figures",
-        [report.Notice("No figures", "The run has no records to show.")],
+        [html_report.Notice("No figures", "The run has no records to show.")],
       )
     )
   pictures = [_scores(heat_map) for heat_map in heat_maps]
   if pictures:
     counted = f"{len(pictures)} photograph{'s' * (len(pictures) > 1)}"
     sections.append(
-      report.Section(
+      html_report.Section(
         "Where the scores look",
-        [report.Paragraph(_SCORES), *pictures],
+        [html_report.Paragraph(_SCORES), *pictures],
         aside=counted,
       )
     )
@@ -184,9 +184,9 @@ def write_sweep(
   ]
   if not sections:
     sections.append(
-      report.Section(
+      html_report.Section(
         "Figures",
-        [report.Notice("No figures", "The runs have no records to show.")],
+        [html_report.Notice("No figures", "The runs have no records to show.")],
       )
     )
   return _write(workdir, title=title, sections=sections, lead=lead)
@@ -194,7 +194,7 @@ def write_sweep(
 
 def _write(workdir, *, title, sections, lead) -> Path:
   return Path(
-    report.write_report(
+    html_report.write_report(
       Path(workdir) / REPORT, title=title, sections=sections, lead=lead
     )
   )
@@ -276,7 +276,9 @@ def _plots(series: Iterable[_Series]) -> dict[str, list[_Series]]:
   return {title: found for title, found in plots.items() if found}
 
 
-def _stage_section(stage: str, series: Sequence[_Series]) -> report.Section:
+def _stage_section(
+  stage: str, series: Sequence[_Series]
+) -> html_report.Section:
   """Shows the curves and the figures of one stage."""
   panels = [_panel(title, found) for title, found in _plots(series).items()]
   panels = [panel for panel in panels if panel.curves]
@@ -284,10 +286,10 @@ def _stage_section(stage: str, series: Sequence[_Series]) -> report.Section:
   running = [panel for panel in panels if not panel.curves[0].name]
   clutter = any(one.name.endswith("_auc") for one in series)
   title = _words(stage)
-  blocks: list[report.Block] = []
+  blocks: list[html_report.Block] = []
   if learning:
     blocks.append(
-      report.Picture(
+      html_report.Picture(
         training_pictures.plot_curves(
           learning, columns=3 if len(learning) == 3 else 2
         ),
@@ -301,7 +303,7 @@ def _stage_section(stage: str, series: Sequence[_Series]) -> report.Section:
   blocks.append(_table(series))
   if running:
     blocks.append(
-      report.Picture(
+      html_report.Picture(
         training_pictures.plot_curves(running, columns=4),
         f"{title}: curves of {_listed(running)} over the steps",
         name="running",
@@ -309,7 +311,7 @@ def _stage_section(stage: str, series: Sequence[_Series]) -> report.Section:
       )
     )
   last = max(int(one.steps[-1]) for one in series) if series else 0
-  return report.Section(title, blocks, aside=f"{last:,} steps")
+  return html_report.Section(title, blocks, aside=f"{last:,} steps")
 
 
 def _panel(title: str, series: Sequence[_Series]) -> Panel:
@@ -345,7 +347,7 @@ def _listed(panels: Sequence[Panel]) -> str:
   return ", ".join(panel.title.lower() for panel in panels)
 
 
-def _unknown(series: Iterable[_Series]) -> list[report.Block]:
+def _unknown(series: Iterable[_Series]) -> list[html_report.Block]:
   """Says which figures were not finite, if any."""
   found = []
   for one in series:
@@ -357,11 +359,11 @@ def _unknown(series: Iterable[_Series]) -> list[report.Block]:
   if not found:
     return []
   return [
-    report.Notice("Gaps", f"Not finite, or not known: {'; '.join(found)}.")
+    html_report.Notice("Gaps", f"Not finite, or not known: {'; '.join(found)}.")
   ]
 
 
-def _table(series: Sequence[_Series]) -> report.Table:
+def _table(series: Sequence[_Series]) -> html_report.Table:
   """Tells what a stage ended with, and how well it ever did."""
   rows = []
   for found in _plots(series).values():
@@ -378,7 +380,7 @@ def _table(series: Sequence[_Series]) -> report.Table:
           f"{best[1]:,}" if best else None,
         )
       )
-  return report.Table(
+  return html_report.Table(
     ("", "training, end", "validation, end", "validation, best", "at step"),
     rows,
     caption=_FIGURES,
@@ -394,7 +396,7 @@ def _shown(name: str, value: float) -> str:
   return progress.show_figure(name, value if math.isfinite(value) else None)
 
 
-def _scores(heat_map: Any) -> report.Picture:
+def _scores(heat_map: Any) -> html_report.Picture:
   pixels = training_pictures.draw_scores(
     heat_map.pixels,
     heat_map.l2_norm,
@@ -403,7 +405,7 @@ def _scores(heat_map: Any) -> report.Picture:
     mask=heat_map.mask,
     name=heat_map.name,
   )
-  return report.Picture(
+  return html_report.Picture(
     pixels,
     f"{heat_map.name}: the photograph, the L2 norm of its features and the"
     " attention they get",
@@ -414,7 +416,7 @@ def _scores(heat_map: Any) -> report.Picture:
 
 def _sweep_section(
   stage: str, runs: Mapping[str, int], found: Mapping[str, Sequence[_Series]]
-) -> report.Section:
+) -> html_report.Section:
   """Compares the runs that have a stage; `runs` numbers their colours."""
   runs = {run: number for run, number in runs.items() if run in found}
   compared: dict[str, dict[str, _Series]] = {}
@@ -425,8 +427,8 @@ def _sweep_section(
         if (one.kind == "validation") == validated and _direction(one.name):
           compared.setdefault(one.name, {})[run] = one
   if not compared:
-    nothing = report.Notice("No figures", "There is nothing to compare.")
-    return report.Section(_words(stage), [nothing])
+    nothing = html_report.Notice("No figures", "There is nothing to compare.")
+    return html_report.Section(_words(stage), [nothing])
   finals = {
     name: [of_runs[run].final() if run in of_runs else math.nan for run in runs]
     for name, of_runs in compared.items()
@@ -450,18 +452,18 @@ def _sweep_section(
     for name, of_runs in compared.items()
   ]
   blocks = [
-    report.Picture(
+    html_report.Picture(
       training_pictures.plot_final(runs, dots),
       f"{_words(stage)}: a dot for each run, by {listed}",
       name="final",
       narrow=len(dots) == 1,
     ),
-    report.Table(("", *titles.values()), rows, caption=_COMPARED),
-    report.Picture(
+    html_report.Table(("", *titles.values()), rows, caption=_COMPARED),
+    html_report.Picture(
       training_pictures.plot_curves(panels, shared_legend=True),
       f"{_words(stage)}: curves of {listed}, one for each run",
       name="curves",
       narrow=len(panels) == 1,
     ),
   ]
-  return report.Section(_words(stage), blocks)
+  return html_report.Section(_words(stage), blocks)

@@ -11,10 +11,10 @@ from delf_jax import (
   build_index,
   database,
   extraction,
+  html_report,
   index,
   measurement,
   presentation,
-  report,
   retrieval,
   train,
 )
@@ -129,6 +129,8 @@ def test_matches_are_shown_even_when_the_photograph_is_gone(world, tmp_path):
     sections = presentation.query_sections(
       copy, photograph, found, photos, min_inliers=3
     )
-    page = report.write_report(tmp_path / "r", title="t", sections=sections)
+    page = html_report.write_report(
+      tmp_path / "r", title="t", sections=sections
+    )
     with open(page) as file:
       assert "landmark_01/view_000.jpg" in file.read()

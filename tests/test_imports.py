@@ -43,7 +43,7 @@ OWNERS = {
   "PIL": [
     "delf_jax.data",
     "delf_jax.drawing",
-    "delf_jax.report",
+    "delf_jax.html_report",
     "delf_jax.training_pictures",
     "delf_jax.validation",
   ],
@@ -65,7 +65,7 @@ OWNERS = {
   "grain": ["delf_jax.data"],
   "h5py": ["delf_jax.features.interchange"],
   "llvmlite": ["delf_jax.index.*_kernels"],
-  "matplotlib": ["delf_jax.drawing", "delf_jax.report"],
+  "matplotlib": ["delf_jax.drawing", "delf_jax.html_report"],
   "ml_collections": ["configs", "delf_jax.train"],
   "numba": [
     "delf_jax.index.compiled",
@@ -452,7 +452,11 @@ def test_a_lawful_tree_gets_no_complaint(tmp_path):
     ("delf_jax/data/a.py", "from ..features import b", "its room"),
     ("delf_jax/extract.py", "import grain", "which only"),
     ("delf_jax/drawing.py", "import matplotlib", "at module level"),
-    ("delf_jax/report.py", "from matplotlib import figure", "module level"),
+    (
+      "delf_jax/html_report.py",
+      "from matplotlib import figure",
+      "module level",
+    ),
     ("delf_jax/convert.py", "def f():\n  import torch", "no owner"),
     ("delf_jax/convert.py", "import tensorflow", "at module level"),
     ("delf_jax/a.py", "import scipy", "no owner"),

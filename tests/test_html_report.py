@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delf_jax import drawing, report
+from delf_jax import drawing, html_report
 from delf_jax.errors import InputError
-from delf_jax.report import (
+from delf_jax.html_report import (
   Facts,
   Match,
   Notice,
@@ -66,7 +66,7 @@ def picture(value=90):
 
 def write(directory, *sections, **options):
   options = {"title": "A title", **options}
-  path = report.write_report(directory, sections=sections, **options)
+  path = html_report.write_report(directory, sections=sections, **options)
   with open(path, encoding="utf-8") as file:
     return Page(file.read())
 
@@ -181,7 +181,7 @@ def test_cells_of_a_table(tmp_path):
 
 def test_a_query_with_matches(tmp_path):
   transform = np.asarray([[1.0, 0.0, 10.5], [0.0, 1.0, -3.25]])
-  sections = report.query_sections(
+  sections = html_report.query_sections(
     "q/query.jpg",
     picture(),
     [
@@ -205,7 +205,7 @@ def test_a_query_with_matches(tmp_path):
 
 
 def test_matches_that_are_not_shown_are_counted(tmp_path):
-  sections = report.query_sections(
+  sections = html_report.query_sections(
     "query.jpg",
     picture(),
     [Match("first.jpg", 57, None, picture())],
@@ -219,14 +219,15 @@ def test_matches_that_are_not_shown_are_counted(tmp_path):
 
 def test_silence_is_said_clearly(tmp_path):
   page = write(
-    tmp_path, *report.query_sections("q.jpg", picture(), [], min_inliers=15)
+    tmp_path,
+    *html_report.query_sections("q.jpg", picture(), [], min_inliers=15),
   )
   assert "No match" in page.text and len(page.images) == 1
   assert "none has 15 inliers" in "".join(page.text)
   rejected = Match("almost.jpg", 1, np.eye(2, 3), picture())
   page = write(
     tmp_path,
-    *report.query_sections(
+    *html_report.query_sections(
       "q.jpg", picture(), [], min_inliers=15, rejected=rejected
     ),
   )
@@ -256,7 +257,7 @@ def rotation(degrees, scale=1.0):
   ],
 )
 def test_transforms_in_words(transform, words):
-  assert report.describe_transform(np.asarray(transform)) == words
+  assert html_report.describe_transform(np.asarray(transform)) == words
 
 
 def test_a_report_is_written_over_an_old_one(tmp_path):
@@ -274,11 +275,11 @@ def test_a_report_is_written_over_an_old_one(tmp_path):
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
   """A directory in the temporary file's place stops the writing."""
   path = tmp_path / "picture.png"
-  report.write_png(path, picture(1))
+  html_report.write_png(path, picture(1))
   before = path.read_bytes()
   (tmp_path / f"picture.png.{os.getpid()}.tmp").mkdir()
   with pytest.raises(InputError, match=r"picture\.png' cannot be written"):
-    report.write_png(path, picture(2))
+    html_report.write_png(path, picture(2))
   assert path.read_bytes() == before
 
 
@@ -288,7 +289,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
 def test_a_full_disk_is_one_clear_line(tmp_path):
   (tmp_path / f"page.html.{os.getpid()}.tmp").symlink_to("/dev/full")
   with pytest.raises(InputError, match="No space left on device; make room"):
-    report.write_file(tmp_path / "page.html", b"content")
+    html_report.write_file(tmp_path / "page.html", b"content")
   assert not os.listdir(tmp_path)
 
 
@@ -316,6 +317,6 @@ def test_a_drawn_match_goes_into_a_report(tmp_path):
   match = Match(HOSTILE, 1, np.eye(2, 3), drawn)
   page = write(
     tmp_path,
-    *report.query_sections(HOSTILE, picture(), [match], min_inliers=1),
+    *html_report.query_sections(HOSTILE, picture(), [match], min_inliers=1),
   )
   assert f"1. {SHOWN}" in page.text
