@@ -1,49 +1,34 @@
 """RANSAC in jax.numpy: all hypotheses of a round, all pairs of a batch.
 
 The search of Fischler and Bolles (1981) with what makes it fast and sure here:
-samples that give an implausible transform are drawn again before anything is
-scored; a part of the correspondences scores all hypotheses and all of them
-score the leaders; rounds end when enough samples were drawn for the share of
-inliers found; the winner is re-fitted to its inliers (local optimisation: Chum,
-Matas and Kittler, 2003).
+samples that cannot give a plausible transform are drawn again before anything
+is solved; a part of the correspondences scores all hypotheses and all of them
+score the leaders; leaders are fitted to their inliers; rounds end when enough
+samples were drawn for the share of inliers found. `geometry.search` has the
+rounds, `geometry.models` the transforms, `geometry.sampling` the samples,
+`geometry.correspondences` the rows they are drawn from.
 
-Work that grows with the number of correspondences runs over blocks of fixed
-size: neither padding nor the batch nor the place in it changes a bit of a
-pair's result.
+Neither padding nor the batch nor the place in it changes a bit of a pair's
+result.
 """
 
+import functools
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from delf_jax.geometry import transforms
+from delf_jax.geometry import correspondences, models, search
+from delf_jax.geometry.models import ErrorName, ModelName
+from delf_jax.geometry.sampling import SamplingName
 
-# Hypotheses of one round, correspondences that score all of them, and how many
-# hypotheses are then scored by all correspondences.
-ROUND = 512
-SUBSET = 64
-LEADERS = 64
-
-# Samples drawn at most for one hypothesis. Six of seven samples of random
-# outliers give no plausible transform, and scoring costs more than solving.
-DRAWS = 4
-
-# Correspondences in one step of the count over all of them: enough to amortise
-# the step, few enough for the transforms to stay in registers.
-STEP = 8
-
-# Re-fits use the correspondences within these multiples of the threshold. A
-# sample of three extrapolates badly: what it misses by little belongs to it.
-WIDENING = (2.0, 1.0, 1.0)
-
-# What a perfect correspondence adds to the quality of a transform.
-QUALITY_STEPS = 1024
+ScoringName = Literal["count", "msac"]
 
 # `verify` pads to this many correspondences or twice, four times as many and so
 # on, in batches of this many pairs. Padding costs some time, another shape a
@@ -57,19 +42,39 @@ class RansacResult:
   """What RANSAC found for one pair, or for several with a leading axis.
 
   Attributes:
-    transform: [2, 3] float32, maps (y, x, 1) of the source (the query) to
-      (y, x) of the target (the index image); the identity where nothing was
-      found.
+    transform: [3, 3] float32, maps (y, x, 1) of the source (the query) to
+      (y, x, 1) of the target (the index image), up to a factor for a
+      homography; the identity where nothing was found.
     inliers: [n] bool, in the order of the correspondences given.
     num_inliers: int32, how many those are; 0 where nothing was found.
     residuals: [n] float32, distance between transformed source and target in
-      pixels of the target; infinite where masked and where nothing was found.
+      pixels of the target (for the symmetric error, or that of the transformed
+      target in the source if larger); infinite where masked, where nothing was
+      found and where a homography is implausible.
   """
 
   transform: jax.Array
   inliers: jax.Array
   num_inliers: jax.Array
   residuals: jax.Array
+
+
+class Pair(NamedTuple):
+  """The correspondences of a pair, for `verify`.
+
+  Attributes:
+    source: [n, 2] float32, (y, x) in pixels of the query.
+    target: [n, 2] float32, (y, x) in pixels of the index image.
+    source_scales, target_scales: [n] float32 or None, the sizes of the
+      features in pixels of their images.
+    weights: [n] float32 in (0, 1] or None, what each counts in the score.
+  """
+
+  source: np.ndarray
+  target: np.ndarray
+  source_scales: np.ndarray | None = None
+  target_scales: np.ndarray | None = None
+  weights: np.ndarray | None = None
 
 
 def ransac(
@@ -79,17 +84,29 @@ def ransac(
   mask: jax.Array,
   *,
   threshold: float | jax.Array,
-  num_hypotheses: int | jax.Array = 1000,
+  model: ModelName = "affine",
+  error: ErrorName = "one_way",
+  scoring: ScoringName = "count",
+  sampling: SamplingName = "uniform",
+  source_scales: jax.Array | None = None,
+  target_scales: jax.Array | None = None,
+  weights: jax.Array | None = None,
+  num_hypotheses: int | jax.Array = 3000,
   confidence: float | jax.Array = 0.999,
+  local_optimisation: bool = True,
   min_span: float | jax.Array = 4.0,
   max_stretch: float | jax.Array = 4.0,
   mirrored: bool | jax.Array = False,
 ) -> RansacResult:
-  """Finds the affine transform that most correspondences of a pair agree on.
+  """Finds the transform that most correspondences of a pair agree on.
 
   Pure: jit it, map it. The same key, correspondences and options give the same
-  bits. Rows that are masked or not finite count for nothing. Three or fewer
-  correspondences have no inliers, as in the re-ranking of the released DELF.
+  bits. Rows that are masked or not finite count for nothing. As few
+  correspondences as determine a transform have no inliers: three for an affine
+  one, as in the re-ranking of the released DELF.
+
+  `model`, `error`, `scoring`, `sampling` and `local_optimisation` choose a
+  program (static under jit); all other options are numbers in it.
 
   Args:
     key: a random key.
@@ -97,70 +114,76 @@ def ransac(
     target: [n, 2] float32, (y, x) in pixels of the index image.
     mask: [n] bool, True for real rows, which may lie anywhere.
     threshold: largest distance of an inlier, pixels of the target.
+    model: "similarity", "affine", "homography", or "translation_scale".
+    error: "one_way" measures distances in the target alone; "symmetric" in the
+      source too, and the larger counts.
+    scoring: "count" looks for the most inliers, "msac" for those that fit best
+      (Torr and Zisserman, 2000).
+    sampling: "uniform"; "prosac" takes the rows to come best first and tries
+      the first ones first; "scale" draws samples whose features grow by about
+      as much and refuses transforms that grow by much else; "exhaustive" tries
+      the translation and scale of each correspondence in turn, regardless of
+      key and `num_hypotheses`, and fits the model to what it comes near.
+    source_scales: [n] float32, the sizes of the query's features; needed by
+      sampling "scale" and "exhaustive" and by the model "translation_scale".
+      Rows without a positive size are masked then.
+    target_scales: [n] float32, the same of the index image.
+    weights: [n] float32 in (0, 1], what each correspondence counts in the
+      score, in steps of 1/64; rows of no weight are masked. The inliers are
+      counted, and fits made, without.
     num_hypotheses: how many transforms to score at most, rounded up to a
-      multiple of ROUND. A sample of three whose transform is refused (see
-      below) is replaced before it is scored, up to DRAWS - 1 times.
+      multiple of search.ROUND. Each is the first promising one of 8 samples,
+      for a homography of 32. With the default, one of ten correspondences is
+      enough; pairs with more inliers end long before.
     confidence: end when a sample of inliers alone has been drawn with this
       probability, given the share of inliers found; 1.0 never ends early.
+    local_optimisation: fit transforms to their inliers. Otherwise the result
+      is that of a sample.
     min_span: a transform is refused that shrinks the extent of the source
       points to less than this many thresholds: where many rows share a target,
-      a collapse onto it would collect them all. 0 refuses none.
+      a collapse onto it would collect them all. 0 refuses none. With the
+      symmetric error the same holds for the way back.
     max_stretch: a transform is refused that stretches one direction more than
-      this many times as much as another. Infinity refuses none.
+      this many times as much as another. Infinity refuses none. A homography
+      stretches differently from point to point: both bounds hold at each of
+      its inliers.
     mirrored: whether mirror images are allowed.
 
   Returns:
     The transform and its inliers.
+
+  Raises:
+    ValueError: if a name is none of those, or scales are needed and missing.
   """
-  valid = (
-    mask & jnp.isfinite(source).all(axis=1) & jnp.isfinite(target).all(axis=1)
-  )
-  count = jnp.sum(valid, dtype=jnp.int32)
-  limit = jnp.square(jnp.asarray(threshold, jnp.float32))
-  points = _compact(source, target, valid, count)
-
   bits = jax.random.bits(key, (2,), jnp.uint32)
-  subset = _subset(bits[0], points, count)
-  on_subset = subset[:, 2] < jnp.inf
-  extent = jnp.max(
-    jnp.max(jnp.where(on_subset[:, None], subset[:, :2], -jnp.inf), axis=0)
-    - jnp.min(jnp.where(on_subset[:, None], subset[:, :2], jnp.inf), axis=0)
-  )
-
-  def plausible(transform):
-    area, lengths = transforms.stretch(transform)
-    area = jnp.where(mirrored, jnp.abs(area), area)
-    return (
-      (area > 0)
-      & (area * extent**2 >= min_span**2 * limit)
-      & (lengths <= (max_stretch + 1.0 / max_stretch) * area)
-    )
-
-  transform, score = _search(
-    bits[1],
-    points,
-    subset,
-    count,
-    limit=limit,
+  return _ransac(
+    bits,
+    Pair(source, target, source_scales, target_scales, weights),
+    mask,
+    threshold=threshold,
+    model=model,
+    error=error,
+    scoring=scoring,
+    sampling=sampling,
     num_hypotheses=num_hypotheses,
     confidence=confidence,
-    plausible=plausible,
-  )
-  found = score > 0
-  transform = _refine(transform, points, limit=limit, plausible=plausible)
-  transform = jnp.where(found, transform, jnp.eye(2, 3))
-  squared = transforms.squared_residuals(transform, source, target)
-  squared = jnp.where(valid & found, squared, jnp.inf)
-  inliers = squared <= limit
-  return RansacResult(
-    transform=transform,
-    inliers=inliers,
-    num_inliers=jnp.sum(inliers, dtype=jnp.int32),
-    residuals=jnp.sqrt(squared),
+    local_optimisation=local_optimisation,
+    min_span=min_span,
+    max_stretch=max_stretch,
+    mirrored=mirrored,
   )
 
 
-@jax.jit
+@functools.partial(
+  jax.jit,
+  static_argnames=(
+    "model",
+    "error",
+    "scoring",
+    "sampling",
+    "local_optimisation",
+  ),
+)
 def verify_pairs(
   seeds: jax.Array,
   source: jax.Array,
@@ -168,7 +191,10 @@ def verify_pairs(
   mask: jax.Array,
   *,
   threshold: float | jax.Array,
-  **options: float | jax.Array,
+  source_scales: jax.Array | None = None,
+  target_scales: jax.Array | None = None,
+  weights: jax.Array | None = None,
+  **options: Any,
 ) -> RansacResult:
   """Runs `ransac` on a batch of padded pairs in one compiled program.
 
@@ -181,38 +207,48 @@ def verify_pairs(
     target: [b, n, 2] float32, (y, x) in pixels of the index image.
     mask: [b, n] bool, True for real rows.
     threshold: largest distance of an inlier, pixels of the target.
-    **options: the other options of `ransac`. Other values of any of them do
-      not compile anew.
+    source_scales, target_scales: [b, n] float32, sizes of features.
+    weights: [b, n] float32, what correspondences count.
+    **options: the other options of `ransac`. Other numbers do not compile
+      anew.
 
   Returns:
     RansacResult with a leading axis of b.
   """
 
-  def one(pair):
-    seed, source, target, mask = pair
+  def one(item):
+    seed, pair, mask = item
+    source, target, source_scales, target_scales, weights = pair
     return ransac(
       jax.random.key(seed),
       source,
       target,
       mask,
       threshold=threshold,
+      source_scales=source_scales,
+      target_scales=target_scales,
+      weights=weights,
       **options,
     )
 
-  pairs = (seeds, source, target, mask)
+  items = (
+    seeds,
+    Pair(source, target, source_scales, target_scales, weights),
+    mask,
+  )
   # One pair fills the vector units of a CPU, and in a sequence each pair ends
   # as early as it can. An accelerator wants them side by side.
   if jax.default_backend() == "cpu":
-    return jax.lax.map(one, pairs)
-  return jax.vmap(one)(pairs)
+    return jax.lax.map(one, items)
+  return jax.vmap(one)(items)
 
 
 def verify(
-  pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+  pairs: Sequence[Pair | tuple[np.ndarray, ...] | Mapping[str, np.ndarray]],
   *,
   threshold: float,
   seed: int = 0,
-  **options: float,
+  **options: Any,
 ) -> list[RansacResult]:
   """Runs RANSAC on pairs with any numbers of correspondences.
 
@@ -221,7 +257,8 @@ def verify(
   in any company and any order.
 
   Args:
-    pairs: source [n, 2] and target [n, 2] float32 of each pair, (y, x).
+    pairs: each a `Pair`, or its fields as a tuple, of which the last may be
+      left out, or as a mapping. Scales and weights have all pairs or none.
     threshold: largest distance of an inlier, pixels of the target.
     seed: another seed draws other samples.
     **options: the other options of `ransac`.
@@ -230,15 +267,22 @@ def verify(
     One RansacResult of NumPy arrays for each pair, its rows as given.
 
   Raises:
-    ValueError: if a pair's arrays are not [n, 2] and [n, 2], or the threshold
-      is not positive.
+    ValueError: if a pair's arrays do not have one length or are not [n, 2] and
+      [n], if only some pairs have scales or weights, if the threshold is not
+      positive, or as `ransac` raises.
   """
   if not threshold > 0:
     raise ValueError(f"the threshold must be positive, got {threshold}")
-  pairs = [_checked(*pair) for pair in pairs]
+  pairs = [_checked(pair) for pair in pairs]
+  given = {tuple(values is not None for values in pair) for pair in pairs}
+  if len(given) > 1:
+    raise ValueError(
+      "some pairs have scales or weights and others have not: give them for "
+      "all pairs or for none"
+    )
   buckets = {}
-  for position, (source, _) in enumerate(pairs):
-    buckets.setdefault(_bucket(len(source)), []).append(position)
+  for position, pair in enumerate(pairs):
+    buckets.setdefault(_bucket(len(pair.source)), []).append(position)
   batches = [
     (size, positions[start : start + BATCH])
     for size, positions in sorted(buckets.items())
@@ -249,25 +293,44 @@ def verify(
   def run(batch):
     size, positions = batch
     seeds = np.zeros(BATCH, np.uint32)
-    points = np.zeros((2, BATCH, size, 2), np.float32)
     mask = np.zeros((BATCH, size), bool)
-    for row, position in enumerate(positions):
-      source, target = pairs[position]
-      n = len(source)
-      seeds[row] = _content_seed(source, target, seed)
-      points[0, row, :n] = source
-      points[1, row, :n] = target
-      mask[row, :n] = True
-    batch = jax.device_get(
-      verify_pairs(seeds, *points, mask, threshold=threshold, **options)
+    padded = Pair(
+      *(
+        None
+        if values is None
+        else np.zeros((BATCH, size, *values.shape[1:]), np.float32)
+        for values in pairs[positions[0]]
+      )
     )
     for row, position in enumerate(positions):
-      n = len(pairs[position][0])
+      pair = pairs[position]
+      n = len(pair.source)
+      seeds[row] = _content_seed(pair, seed)
+      mask[row, :n] = True
+      for to, values in zip(padded, pair, strict=True):
+        if values is not None:
+          to[row, :n] = values
+    source, target, source_scales, target_scales, weights = padded
+    found = jax.device_get(
+      verify_pairs(
+        seeds,
+        source,
+        target,
+        mask,
+        threshold=threshold,
+        source_scales=source_scales,
+        target_scales=target_scales,
+        weights=weights,
+        **options,
+      )
+    )
+    for row, position in enumerate(positions):
+      n = len(pairs[position].source)
       results[position] = RansacResult(
-        transform=batch.transform[row],
-        inliers=batch.inliers[row, :n],
-        num_inliers=batch.num_inliers[row],
-        residuals=batch.residuals[row, :n],
+        transform=found.transform[row],
+        inliers=found.inliers[row, :n],
+        num_inliers=found.num_inliers[row],
+        residuals=found.residuals[row, :n],
       )
 
   with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -275,201 +338,134 @@ def verify(
   return results
 
 
-def _compact(source, target, valid, count):
-  """Moves the valid rows to the front: [m, 4] of source and target.
-
-  m is n rounded up to a multiple of SUBSET. The rows behind `count` have a
-  target at infinity, which no transform reaches.
-  """
-  pad = -len(valid) % SUBSET
-  valid = jnp.pad(valid, (0, pad))
-  points = jnp.pad(
-    jnp.concatenate([source, target], axis=1), ((0, pad), (0, 0))
-  )
-  real = jnp.arange(len(valid)) < count
-  # Sorting takes longer than everything else and there is mostly nothing to
-  # sort: `verify` pads at the end.
-  points = jax.lax.cond(
-    jnp.all(valid == real),
-    lambda: points,
-    lambda: points[jnp.argsort(~valid, stable=True)],
-  )
-  nowhere = jnp.array([0.0, 0.0, jnp.inf, jnp.inf], jnp.float32)
-  return jnp.where(real[:, None], points, nowhere)
-
-
-def _subset(seed, points, count):
-  """Draws SUBSET rows, one from each of as many equal stretches: [SUBSET, 4].
-
-  All rows, and rows at infinity, where there are not as many.
-  """
-  rows = jnp.arange(SUBSET)
-  jitter = _uniform(seed, rows.astype(jnp.uint32))
-  spread = (rows.astype(jnp.float32) + jitter) * (
-    count.astype(jnp.float32) / SUBSET
-  )
-  # The last jitter may round up to the row behind the last.
-  spread = jnp.minimum(spread.astype(jnp.int32), count - 1)
-  rows = jnp.where(count > SUBSET, spread, rows)
-  return jnp.take(points, rows, axis=0, mode="clip")
-
-
-def _search(
-  seed,
-  points,
-  subset,
-  count,
+def _ransac(
+  bits,
+  pair,
+  mask,
   *,
-  limit,
+  threshold,
+  model,
+  error,
+  scoring,
+  sampling,
   num_hypotheses,
   confidence,
-  plausible,
+  local_optimisation,
+  min_span,
+  max_stretch,
+  mirrored,
 ):
-  """Returns the best transform [2, 3] of three rows and its inlier count."""
-  total = count.astype(jnp.float32)
-  rounds = -(-num_hypotheses // ROUND)
-
-  def unfinished(state):
-    number, drawn, _, score = state
-    score = score.astype(jnp.float32)
-    share = score * (score - 1) * (score - 2)
-    share /= total * (total - 1) * (total - 2)
-    # The probability that each sample drawn had an outlier; log(0) kept out.
-    missed = jnp.exp(
-      drawn.astype(jnp.float32) * jnp.log1p(-jnp.minimum(share, 0.999))
-    )
-    return (count > 3) & (number < rounds) & (missed >= 1.0 - confidence)
-
-  def solve(samples):
-    hypotheses, ok = jax.vmap(
-      transforms.affine_from_three, in_axes=1, out_axes=-1
-    )(samples[..., :2], samples[..., 2:])
-    return hypotheses, ok & jax.vmap(plausible, in_axes=-1)(hypotheses)
-
-  def draw(state):
-    number, drawn, best, best_score = state
-    start = (number * (3 * ROUND)).astype(jnp.uint32)
-    counter = start + jnp.arange(3 * ROUND, dtype=jnp.uint32)
-    # A row that is drawn twice makes a sample without area, which is void.
-    rows = (_uniform(seed, counter) * total).astype(jnp.int32)
-    samples = jnp.take(points, rows.reshape(3, ROUND), axis=0, mode="clip")
-    hypotheses, ok = solve(samples)
-    draws = jnp.ones(ROUND, jnp.int32)
-    for shift in range(1, DRAWS):
-      # The same rows in other company: no two samples share two rows.
-      others = jnp.stack(
-        [jnp.roll(some, -i * shift, axis=0) for i, some in enumerate(samples)]
-      )
-      again, also_ok = solve(others)
-      hypotheses = jnp.where(ok, hypotheses, again)
-      draws += (~ok).astype(jnp.int32)
-      ok |= also_ok
-
-    scores = _count(hypotheses, subset, limit, jnp.zeros(ROUND, jnp.int32))
-    leaders = _leaders(jnp.where(ok, scores, -1), LEADERS)
-    hypotheses = jnp.take(hypotheses, leaders, axis=2, mode="clip")
-    ok = jnp.take(ok, leaders, mode="clip")
-
-    def step(i, scores):
-      some = jax.lax.dynamic_slice_in_dim(points, i * STEP, STEP)
-      return _count(hypotheses, some, limit, scores)
-
-    scores = jax.lax.fori_loop(
-      0, (count + STEP - 1) // STEP, step, jnp.zeros(LEADERS, jnp.int32)
-    )
-    scores = jnp.where(ok, scores, 0)
-    leader = _leaders(scores, 1)[0]
-    better = scores[leader] > best_score
-    return (
-      number + 1,
-      drawn + jnp.sum(draws, dtype=jnp.int32),
-      jnp.where(better, hypotheses[:, :, leader], best),
-      jnp.where(better, scores[leader], best_score),
-    )
-
-  state = (jnp.int32(0), jnp.int32(0), jnp.eye(2, 3), jnp.int32(0))
-  _, _, best, score = jax.lax.while_loop(unfinished, draw, state)
-  return best, score
-
-
-def _refine(transform, points, *, limit, plausible):
-  """Re-fits a transform to its inliers and returns the best on the way.
-
-  The best by truncated squared residuals (MSAC). The mere number of inliers
-  would often keep the transform of the sample, which misses all of them by more
-  but has caught an outlier.
-  """
-  source, target = points[:, :2], points[:, 2:]
-
-  def judge(transform, factor):
-    squared = transforms.squared_residuals(transform, source, target)
-    weights = (squared <= factor * factor * limit).astype(jnp.float32)
-    scores = QUALITY_STEPS * (1.0 - squared / limit)
-    scores = jnp.where(squared <= limit, scores, 0.0)
-    # A sum of integers has the same bits in any order.
-    return jnp.sum(scores.astype(jnp.int32)), weights
-
-  def refit(state, next_factor):
-    best, best_quality, weights = state
-    transform = transforms.fit_affine(source, target, weights)
-    quality, weights = judge(transform, next_factor)
-    better = plausible(transform) & (quality >= best_quality)
-    best = jnp.where(better, transform, best)
-    return (best, jnp.where(better, quality, best_quality), weights), None
-
-  quality, weights = judge(transform, WIDENING[0])
-  (best, _, _), _ = jax.lax.scan(
-    refit, (transform, quality, weights), jnp.array((*WIDENING[1:], 1.0))
+  """`ransac` with two random words instead of a key."""
+  _check_names(
+    model=(model, ModelName),
+    error=(error, ErrorName),
+    scoring=(scoring, ScoringName),
+    sampling=(sampling, SamplingName),
   )
-  return best
-
-
-def _count(hypotheses, points, limit, counts):
-  """Adds to `counts` [h] which of a few points [p, 4] each transform fits.
-
-  Unrolled: XLA then runs over the hypotheses with the points as constants and
-  the sums in registers, four times as fast as its reduction of [p, h].
-  """
-  residuals = jax.vmap(transforms.squared_residuals, in_axes=(-1, None, None))
-  for point in points:
-    fits = residuals(hypotheses, point[:2], point[2:]) <= limit
-    counts += fits.astype(jnp.int32)
-  return counts
-
-
-def _leaders(scores, groups):
-  """Returns the best of each of `groups` groups of scores [h]: [groups] rows.
-
-  The best of all is among them and, of equals, the first. Sorting for the true
-  leaders takes longer than scoring.
-  """
-  size = len(scores) // groups
-  ranked = scores.reshape(size, groups) * size - jnp.arange(size)[:, None]
-  return -jnp.max(ranked, axis=0) % size * groups + jnp.arange(groups)
-
-
-def _uniform(seed, counter):
-  """Maps counters [...] and a seed to floats in [0, 1), as good as random.
-
-  A 32-bit mixer (the finaliser of MurmurHash3 with the constants of Wellons'
-  lowbias32). For the samples of a pair JAX's own generator would take longer
-  than everything else together; it makes the seed.
-  """
-  x = counter * jnp.uint32(0x9E3779B9) + seed
-  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-  x = x ^ (x >> 16)
-  return (x >> 8).astype(jnp.float32) * 2.0**-24
-
-
-def _checked(source, target):
-  source = np.ascontiguousarray(source, np.float32)
-  target = np.ascontiguousarray(target, np.float32)
-  if source.shape != target.shape or source.shape[1:] != (2,):
-    raise ValueError(
-      f"expected two arrays [n, 2], got {source.shape} and {target.shape}"
+  source, target = pair.source, pair.target
+  valid = (
+    mask & jnp.isfinite(source).all(axis=1) & jnp.isfinite(target).all(axis=1)
+  )
+  ratios, counts = None, None
+  if sampling in ("scale", "exhaustive") or model == "translation_scale":
+    if pair.source_scales is None or pair.target_scales is None:
+      raise ValueError(
+        f"sampling {sampling!r} of model {model!r} needs the sizes of the "
+        "features: give source_scales and target_scales"
+      )
+    ratios = pair.target_scales / pair.source_scales
+    valid &= (ratios > 0) & (pair.source_scales > 0) & jnp.isfinite(ratios)
+  if pair.weights is not None:
+    valid &= pair.weights > 0
+    counts = jnp.ceil(
+      correspondences.WEIGHT_STEPS * jnp.minimum(pair.weights, 1.0)
     )
-  return source, target
+    counts = jnp.where(valid, counts, 0.0).astype(jnp.int32)
+  rows = correspondences.compact(
+    correspondences.Correspondences(
+      jnp.concatenate([source, target], axis=1),
+      jnp.sum(valid, dtype=jnp.int32),
+      ratios,
+      counts,
+    ),
+    valid,
+    by_ratio=sampling == "scale",
+  )
+  limit = jnp.square(jnp.asarray(threshold, jnp.float32))
+  subset = correspondences.subset(
+    jnp.uint32(0) if sampling == "exhaustive" else bits[0], rows
+  )
+  real = subset.points[:, 2:3] < jnp.inf
+
+  def extent(points):
+    return jnp.max(
+      jnp.max(jnp.where(real, points, -jnp.inf), axis=0)
+      - jnp.min(jnp.where(real, points, jnp.inf), axis=0)
+    )
+
+  bounds = models.Bounds(
+    limit=limit,
+    extent=extent(subset.points[:, :2]),
+    target_extent=(
+      extent(subset.points[:, 2:]) if error == "symmetric" else None
+    ),
+    min_span=jnp.asarray(min_span, jnp.float32),
+    max_stretch=jnp.asarray(max_stretch, jnp.float32),
+    mirrored=jnp.asarray(mirrored),
+  )
+  best = search.search(
+    bits[1],
+    rows,
+    subset,
+    bounds,
+    num_hypotheses=num_hypotheses,
+    confidence=confidence,
+    model=model,
+    error=error,
+    scoring=scoring,
+    sampling=sampling,
+    local_optimisation=local_optimisation,
+  )
+  found = best.score > 0
+  transform = jnp.where(found, best.transform, jnp.eye(3))
+  squared = models.squared_residuals(
+    models.MODELS[model], error, bounds, transform, source, target
+  )
+  squared = jnp.where(valid & found, squared, jnp.inf)
+  inliers = squared <= limit
+  return RansacResult(
+    transform=transform,
+    inliers=inliers,
+    num_inliers=jnp.sum(inliers, dtype=jnp.int32),
+    residuals=jnp.sqrt(squared),
+  )
+
+
+def _check_names(**names):
+  for option, (value, allowed) in names.items():
+    if value not in get_args(allowed):
+      raise ValueError(
+        f"{option} must be one of {', '.join(get_args(allowed))}; got {value!r}"
+      )
+
+
+def _checked(pair):
+  pair = Pair(**pair) if isinstance(pair, Mapping) else Pair(*pair)
+  pair = Pair(
+    *(
+      None if values is None else np.ascontiguousarray(values, np.float32)
+      for values in pair
+    )
+  )
+  shape = pair.source.shape
+  if pair.target.shape != shape or shape[1:] != (2,):
+    raise ValueError(
+      f"expected two arrays [n, 2], got {shape} and {pair.target.shape}"
+    )
+  for name, values in zip(pair._fields[2:], pair[2:], strict=True):
+    if values is not None and values.shape != shape[:1]:
+      raise ValueError(f"expected {name} [{shape[0]}], got {values.shape}")
+  return pair
 
 
 def _bucket(n):
@@ -479,6 +475,6 @@ def _bucket(n):
   return size
 
 
-def _content_seed(source, target, seed):
+def _content_seed(pair, seed):
   start = zlib.crc32(np.int64(seed).tobytes())
-  return zlib.crc32(target, zlib.crc32(source, start))
+  return zlib.crc32(pair.target, zlib.crc32(pair.source, start))
