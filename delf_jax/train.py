@@ -1,8 +1,9 @@
 r"""Trains DELF in the paper's two steps and writes a model ready to extract.
 
-First the descriptors learn by classifying landmarks (section 3.2), then, with
-descriptors frozen, attention learns the same way (section 3.3.2), and last the
-reduction (L2 -> PCA -> L2) is learned on selected features.
+First the descriptors learn by classifying landmarks (section 3.2), or without
+labels, from two views of one place; then, with descriptors frozen, attention
+learns by classifying (section 3.3.2), and last the reduction (L2 -> PCA -> L2)
+is learned on selected features.
 
   python -m delf_jax.train --config configs/synthetic.py:small --workdir RUN
 
@@ -46,78 +47,19 @@ from delf_jax import (
   journal,
   program,
   progress,
+  stages,
   training_report,
   validation,
 )
-from delf_jax.data import landmarks, pipeline
-from delf_jax.data.augmentation import Augmentation
+from delf_jax.data import landmarks
 from delf_jax.errors import InputError
 from delf_jax.options import parse_options
-from delf_jax.training import optimisers
+from delf_jax.training import correspondence, optimisers
 from delf_jax.training import step as steps
 
 HEAT_MAPS = 8
 # Steps that may be under way while the next batch is fetched.
 AHEAD = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class StageOptions:
-  """What `config.descriptors`, `.attention` and `.joint` may say.
-
-  Attributes:
-    resize: side of the central square of a photograph.
-    crop: side of the random window in it.
-    batch_size: over all devices of all processes.
-    steps: how many.
-    schedule: keyword arguments of `optimisers.make_schedule`.
-    optimiser: keyword arguments of `optimisers.make_optimiser`.
-    scales: one is drawn for every batch, which is reduced by it.
-    sampling: "photograph" or "class".
-    augmentation: fields of `data.augmentation.Augmentation`.
-    mixup: see `training.step.make_train_step`, as for the rest.
-    accumulate: parts of a batch.
-    ema_decay: of running means of the parameters.
-    reconstruction_weight: of the autoencoder's error.
-  """
-
-  resize: int
-  crop: int
-  batch_size: int
-  steps: int
-  schedule: Mapping[str, Any]
-  optimiser: Mapping[str, Any]
-  scales: tuple[float, ...] = (1.0,)
-  sampling: str = "photograph"
-  augmentation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  mixup: float = 0.0
-  accumulate: int = 1
-  ema_decay: float = 0.0
-  reconstruction_weight: float = 10.0
-
-
-def read_options(kind: type, values: Mapping[str, Any], name: str) -> Any:
-  """Builds a dataclass of options from a part of a config.
-
-  Raises:
-    InputError: naming what is missing or unknown.
-  """
-  fields = {field.name: field for field in dataclasses.fields(kind)}
-  unknown = sorted(set(values) - set(fields))
-  missing = sorted(
-    key
-    for key, field in fields.items()
-    if key not in values
-    and field.default is dataclasses.MISSING
-    and field.default_factory is dataclasses.MISSING
-  )
-  if unknown or missing:
-    says = [f"has no option {key!r}" for key in unknown]
-    says += [f"needs {key!r}" for key in missing]
-    raise InputError(
-      f"config.{name} {' and '.join(says)}; it takes {', '.join(fields)}"
-    )
-  return kind(**values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +110,10 @@ def train(config: ConfigDict, workdir: str) -> Path:
       options |= parse_options(options.pop("options", ()))
       data = landmarks.open_dataset(**options)
     hosts.agree(len(data.train), "the number of training photographs")
+    if not data.names:
+      stages.check_unlabelled(stages.to_train(settings))
     model = initialisation.initial_model(settings, len(data.names))
-    options = read_options(
+    options = stages.read_options(
       validation.Options, settings.get("validation", {}), "validation"
     )
     benchmark = None
@@ -192,7 +136,7 @@ def train(config: ConfigDict, workdir: str) -> Path:
         signals=signals,
       )
       seconds = {}
-      for stage in settings["stages"]:
+      for stage in stages.to_train(settings):
         start = time.perf_counter()
         run, validator = run_stage(stage, run)
         seconds[stage] = round(time.perf_counter() - start, 1)
@@ -208,26 +152,32 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
     the run with the variables that the stage ends with, and what validated
     them.
   """
-  options = read_options(StageOptions, run.config[stage], stage)
+  options = stages.read_stage(stage, run.config)
   devices = jax.local_device_count()
-  _check_batch(stage, options, devices)
+  stages.check_batch(stage, options, devices)
   network, normalise = run.model.network, run.model.normalisation
+  paired = stage == stages.PAIRED
   shared = {
-    "stage": stage,
     "normalise": normalise,
-    "loss": run.config.get("loss"),
+    "loss": options.loss if paired else run.config.get("loss"),
     "axis_name": "batch",
   }
+  if paired:
+    evaluation_step = correspondence.make_evaluation_step(network, **shared)
+  else:
+    evaluation_step = steps.make_evaluation_step(network, stage=stage, **shared)
   schedule = optimisers.make_schedule(steps=options.steps, **options.schedule)
   optimiser = optimisers.make_optimiser(schedule, **options.optimiser)
   train_step = jax.pmap(
     steps.make_train_step(
       network,
       optimiser,
-      mixup=options.mixup,
+      stage=stage,
+      mixup=0.0 if paired else options.mixup,
       accumulate=options.accumulate,
       ema_decay=options.ema_decay,
       reconstruction_weight=options.reconstruction_weight,
+      frozen=options.frozen,
       **shared,
     ),
     axis_name="batch",
@@ -251,39 +201,33 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
       optimiser,
       jax.random.key(seed),
       ema=options.ema_decay > 0,
+      frozen=options.frozen,
     )
   )
   first = hosts.agree(int(state.step), "the newest checkpoint")
-  batches = pipeline.training_batches(
-    run.data.train,
+  stride = network.receptive_field.stride
+  batches = stages.training_batches(
+    options,
+    run.data,
     seed=seed,
-    batch_size=options.batch_size,
     start=taken,
-    resize=options.resize,
-    crop=options.crop,
-    scales=options.scales,
-    sampling=options.sampling,
-    augmentation=Augmentation.from_config(options.augmentation),
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    **run.config.get("loader", {}),
+    stride=stride,
+    loader=run.config.get("loader", {}),
   )
   validate = validation.Validator(
     run.validation,
     stage=stage,
     step=jax.pmap(
-      steps.make_evaluation_step(network, **shared),
-      axis_name="batch",
-      in_axes=(None, 0),
-      out_axes=None,
+      evaluation_step, axis_name="batch", in_axes=(None, 0), out_axes=None
+    ),
+    batches=stages.validation_batches(
+      options, run.data, count=run.validation.photographs, stride=stride
     ),
     model=run.model,
     train=run.data.train,
     source=run.data.validation,
     benchmark=run.benchmark,
-    batch_size=options.batch_size,
-    resize=options.resize,
-    crop=options.crop,
+    side=options.crop if paired else options.resize,
     reduction_dim=run.config["reduction"]["dim"],
   )
   run.journal.resume(stage, first)
@@ -291,17 +235,17 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
   retrieval_steps = run.validation.every * run.validation.retrieval_every
   pending = collections.deque()
   recent = []
-  stages = run.config["stages"]
+  names = run.config["stages"]
   before = sum(
-    run.config[name]["steps"] for name in stages[: stages.index(stage)]
+    run.config[name]["steps"] for name in names[: names.index(stage)]
   )
 
   def settle(ahead: int) -> None:
     """Waits until at most `ahead` steps are under way; checks the others."""
     while len(pending) > ahead:
-      number, figures, names = pending.popleft()
+      number, figures, photographs = pending.popleft()
       figures = {name: float(value) for name, value in figures.items()}
-      _check_finite(figures, stage, number, names)
+      _check_finite(figures, stage, number, photographs)
       recent.append(figures)
 
   with (
@@ -315,8 +259,9 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
       waited = batches.waited
       batch = next(batches)
       shards = {
-        name: batch[name].reshape(devices, -1, *batch[name].shape[1:])
-        for name in ("pixels", "labels")
+        name: value.reshape(devices, -1, *value.shape[1:])
+        for name, value in batch.items()
+        if name != "names"
       }
       state, figures = train_step(state, shards)
       pending.append((step, figures, batch["names"]))
@@ -372,23 +317,6 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
   variables = jax.tree.map(np.asarray, state.variables)
   model = dataclasses.replace(run.model, variables=variables)
   return dataclasses.replace(run, model=model), validate
-
-
-def _check_batch(stage: str, options: StageOptions, devices: int) -> None:
-  """Refuses batches that do not divide."""
-  size = options.batch_size
-  processes = jax.process_count()
-  each = size // (processes * devices)
-  if each * processes * devices != size or each % options.accumulate:
-    raise InputError(
-      f"config.{stage}.batch_size {size} does not divide among {processes} "
-      f"processes of {devices} devices and {options.accumulate} parts"
-    )
-  if options.mixup and (each // options.accumulate) % 2:
-    raise InputError(
-      f"config.{stage}.mixup pairs photographs: {each // options.accumulate} "
-      f"a device and part cannot be paired; double the batch_size"
-    )
 
 
 def _check_finite(

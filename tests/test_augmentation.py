@@ -94,6 +94,7 @@ def test_every_option_does_something():
   changes = {
     **dict.fromkeys(["flip", "greyscale", "blur", "jpeg", "erasing"], 1.0),
     **dict.fromkeys(["brightness", "contrast", "saturation", "hue"], 0.4),
+    "noise": 20.0,
   }
   geometry = {"crop_area", "crop_aspect", "homography"}
   ranges = {"blur_sigma", "jpeg_quality", "erasing_area"}

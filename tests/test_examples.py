@@ -148,10 +148,10 @@ def test_the_scale_shrinks_the_window_and_is_one_for_a_batch():
   pixels = picture()
   source = photographs([pixels])
   made = training(source, scales=(0.5, 0.7071, 1.0))
-  sides = [made.side(batch) for batch in range(100)]
+  sides = [made.shape(batch)[0] for batch in range(100)]
   assert set(sides) == {20, 28, 40}
   assert sides == [
-    training(source, scales=(0.5, 0.7071, 1.0)).side(batch)
+    training(source, scales=(0.5, 0.7071, 1.0)).shape(batch)[0]
     for batch in range(100)
   ]
   _, large = filled(made, 3, side=40)
@@ -286,7 +286,7 @@ def test_evaluation_cuts_the_centre_and_pads():
   source = photographs([picture(seed=i) for i in range(3)])
   source[1]["image"] = b"broken"
   made = examples.EvaluationExamples(source, resize=50, crop=40)
-  assert len(made) == 3 and made.side(0) == 40
+  assert len(made) == 3 and made.shape(0) == (40, 40, 3)
   pixels = np.full((4, 40, 40, 3), 99, np.uint8)
   found = made.fill(0, pixels)
   assert [e.weight for e in found] == [1, 0, 1, 0]

@@ -205,7 +205,7 @@ def test_clusters_without_a_published_validation(tmp_path):
 def test_every_kind_says_what_it_needs(tmp_path):
   make(tmp_path, "x/photo.jpg")
   for kind in landmarks.KINDS:
-    if kind == "synthetic":
+    if kind in ("synthetic", "unlabelled"):
       continue
     with pytest.raises(InputError) as caught:
       landmarks.open_dataset(kind, str(tmp_path))
@@ -218,6 +218,28 @@ def test_every_kind_says_what_it_needs(tmp_path):
     landmarks.open_dataset("nonsense", str(tmp_path))
   with pytest.raises(InputError, match="'synthetic' has no option 'exclude'"):
     landmarks.open_dataset("synthetic", "", exclude="x")
+
+
+def test_photographs_without_labels(tmp_path):
+  make(tmp_path, "photos/a/1.jpg", "photos/b/2.jpg", "photos/3.jpg")
+  (tmp_path / "names.txt").write_text("a\n")
+  root = tmp_path / "photos"
+  dataset = landmarks.open_dataset("unlabelled", root)
+  assert [example["name"] for example in dataset.train] == [
+    "3.jpg",
+    "a/1.jpg",
+    "b/2.jpg",
+  ]
+  assert dataset.names == () and len(dataset.validation) == 0
+  assert "3 photographs" in dataset.summary()
+  for option, count in [("only", 1), ("exclude", 2)]:
+    options = {option: str(tmp_path / "names.txt")}
+    part = landmarks.open_dataset("unlabelled", root, **options)
+    assert len(part.train) == count
+  with pytest.raises(InputError, match="has no option 'min_photographs'"):
+    landmarks.open_dataset("unlabelled", root, min_photographs=2)
+  with pytest.raises(InputError, match="path"):
+    landmarks.open_dataset("unlabelled", "")
 
 
 def test_synthetic_landmarks(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import finetune, from_scratch, released, synthetic
-from delf_jax import checkpoint, journal, train
+from configs import delf_small, finetune, from_scratch, released, synthetic
+from delf_jax import checkpoint, extraction, journal, stages, train
 from delf_jax.errors import InputError
 
 
@@ -121,6 +121,72 @@ def test_a_new_head_must_be_asked_for(run, photographs, tmp_path):
   assert shape == (128, 4)
 
 
+def small_config(photographs) -> ConfigDict:
+  """Correspondences, then attention."""
+  config = delf_small.get_config("tiny")
+  config.dataset.path = str(photographs)
+  config.correspondence.sources.landmarks.path = str(photographs)
+  config.correspondence.held_out.landmarks.path = str(photographs)
+  return config
+
+
+@pytest.fixture(scope="module")
+def small_run(photographs, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("small")
+  train.train(small_config(photographs), str(workdir))
+  return workdir
+
+
+def test_correspondences_are_a_stage_like_others(
+  small_run, photographs, tmp_path
+):
+  records = journal.read(small_run)
+  ours = [r for r in records if r["stage"] == "correspondence"]
+  assert [r["step"] for r in ours if r["kind"] == "validation"] == [2, 4]
+  assert all(np.isfinite(record["loss"]) for record in ours)
+  assert all(0 <= record["accuracy"] <= 1 for record in ours)
+  page = (small_run / "report" / "index.html").read_text()
+  assert "Correspondence" in page and "Attention" in page
+  model = checkpoint.load_model(small_run)
+  assert model.network.descriptor_channels == 8 and model.reduction is None
+  extractor = extraction.open_extractor(str(small_run), max_side=96)
+  _, found = extraction.extract_file(extractor, photographs / "a" / "0.png")
+  assert found.descriptors.shape[1] == 8
+  lengths = np.linalg.norm(found.descriptors[np.asarray(found.mask)], axis=1)
+  np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+
+
+def test_a_resumed_correspondence_stage_ends_in_the_same_bits(
+  small_run, photographs, tmp_path
+):
+  shutil.copytree(small_run / "checkpoints", tmp_path / "checkpoints")
+  shutil.rmtree(tmp_path / "checkpoints" / "attention")
+  shutil.rmtree(tmp_path / "checkpoints" / "correspondence" / "4")
+  config = small_config(photographs)
+  train.train(config, str(tmp_path))
+  expected = checkpoint.load_model(small_run)
+  assert checkpoint.load_model(tmp_path).fingerprint == expected.fingerprint
+
+
+def test_photographs_without_labels_are_enough(photographs, tmp_path):
+  config = small_config(photographs)
+  config.dataset = {"kind": "unlabelled", "path": str(photographs)}
+  config.stages = ("correspondence",)
+  config.correspondence.steps = 1
+  config.extraction.score = "l2_norm"
+  config.reduction = {"dim": 4, "whiten": False, "photographs": 4}
+  train.train(config, str(tmp_path / "run"))
+  model = checkpoint.load_model(tmp_path / "run")
+  assert model.network.num_classes == 0
+  assert model.reduction.components.shape == (4, 8)
+  config.stages = ("correspondence", "attention")
+  with pytest.raises(InputError, match="'attention' classifies landmarks"):
+    train.train(config, str(tmp_path / "other"))
+  config.attention.steps = 0
+  settings = json.loads(config.to_json_best_effort())
+  assert stages.to_train(settings) == ["correspondence"]
+
+
 @pytest.mark.slow
 def test_every_option_at_once(photographs, tmp_path):
   """Joint training, codes, ArcFace, augmentation, classes, means, best."""
@@ -210,6 +276,7 @@ def test_an_unknown_option_is_named(photographs, tmp_path):
 CONFIGS = [
   (finetune, list(finetune.VARIANTS)),
   (released, list(released.CODES)),
+  (delf_small, list(delf_small.STEPS)),
   (from_scratch, ["small", "resnet50"]),
   (synthetic, ["small", "ablation", "tiny"]),
 ]
@@ -223,8 +290,8 @@ def test_every_variant_is_a_fit_config(module, variant):
   for _, config, _ in train.expand(module.get_config(variant), "run"):
     settings = json.loads(config.to_json_best_effort())
     for stage in settings["stages"]:
-      train.read_options(train.StageOptions, settings[stage], stage)
-    train.read_options(
+      stages.read_stage(stage, settings)
+    stages.read_options(
       train.validation.Options, settings["validation"], "validation"
     )
   with pytest.raises(ValueError, match="unknown variant 'huge'"):

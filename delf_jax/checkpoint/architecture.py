@@ -1,5 +1,6 @@
 """The network that plain values describe, in a config or in `meta.json`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ FIRST_STAGES = {"resnet": resnet.FIRST_STAGE, "vgg": 1}
 def build_network(
   *,
   units: tuple[int, ...],
-  width: int,
+  width: int | Sequence[int],
   num_classes: int,
   backbone: str = "resnet",
   layout: str = "torchvision",
@@ -57,9 +58,16 @@ def build_network(
       f"unknown weight layout {layout!r}; expected one of "
       f"{', '.join(sorted(resnet.LAYOUTS))}"
     )
+  if not isinstance(width, int) and (
+    backbone == "vgg" or len(width) != len(units)
+  ):
+    raise InputError(
+      f"{len(width)} widths do not fit {len(units)} stages of a {backbone}; "
+      f"give one number, or for a resnet one a stage"
+    )
   shared = {
     "units": tuple(units),
-    "width": width,
+    "width": width if isinstance(width, int) else tuple(width),
     "momentum": momentum,
     "axis_name": axis_name,
     "dtype": jnp.dtype(dtype),

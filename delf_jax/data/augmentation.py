@@ -43,6 +43,7 @@ _STRENGTHS = {
   "contrast": 1.0,
   "saturation": 1.0,
   "hue": 0.5,
+  "noise": 255.0,
 }
 
 
@@ -64,6 +65,7 @@ class Augmentation:
     greyscale: probability of losing all colour.
     blur: probability of a Gaussian blur.
     blur_sigma: its least and largest standard deviation in pixels.
+    noise: largest standard deviation of Gaussian noise, in levels of 255.
     jpeg: probability of being compressed as a JPEG.
     jpeg_quality: least and largest quality of that, up to 100.
     erasing: probability that noise covers a rectangle.
@@ -84,6 +86,7 @@ class Augmentation:
   greyscale: float = 0.0
   blur: float = 0.0
   blur_sigma: tuple[float, float] = (0.1, 2.0)
+  noise: float = 0.0
   jpeg: float = 0.0
   jpeg_quality: tuple[float, float] = (30, 95)
   erasing: float = 0.0
@@ -145,6 +148,9 @@ class Augmentation:
     )
     if self.blur and generator.random() < self.blur:
       pixels = blur(pixels, sigma=generator.uniform(*self.blur_sigma))
+    if self.noise:
+      deviation = generator.uniform(0, self.noise)
+      pixels = add_noise(pixels, generator, deviation=deviation)
     if self.jpeg and generator.random() < self.jpeg:
       quality = round(generator.uniform(*self.jpeg_quality))
       pixels = recompress(pixels, quality=quality)
@@ -254,6 +260,30 @@ def unwarp(pixels: np.ndarray, corners: np.ndarray, side: int) -> np.ndarray:
   )
 
 
+def warp(pixels: np.ndarray, transform: np.ndarray, side: int) -> np.ndarray:
+  """Looks at a photograph through a homography; what lies beyond mirrors it.
+
+  It does not blur before it shrinks: resize first where it would.
+
+  Args:
+    pixels: [h, w, 3] uint8.
+    transform: [3, 3], maps points (y, x, 1) of the result, homogeneously, to
+      those of the photograph; whole numbers are centres of pixels.
+    side: of the result.
+
+  Returns:
+    [side, side, 3] uint8.
+  """
+  swap = [1, 0, 2]  # OpenCV wants (x, y)
+  return cv2.warpPerspective(
+    pixels,
+    transform[np.ix_(swap, swap)],
+    (side, side),
+    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+    borderMode=cv2.BORDER_REFLECT_101,
+  )
+
+
 def colour_matrix(
   mean: float,
   *,
@@ -315,6 +345,15 @@ def jitter_colour(
 def blur(pixels: np.ndarray, *, sigma: float) -> np.ndarray:
   """Blurs by a Gaussian of so many pixels; edges are mirrored."""
   return cv2.GaussianBlur(pixels, (0, 0), sigma)
+
+
+def add_noise(
+  pixels: np.ndarray, generator: np.random.Generator, *, deviation: float
+) -> np.ndarray:
+  """Adds Gaussian noise of so many levels, the same to all channels."""
+  noise = generator.standard_normal((*pixels.shape[:2], 1), np.float32)
+  changed = np.rint(pixels + np.float32(deviation) * noise)
+  return np.clip(changed, 0, 255).astype(np.uint8)
 
 
 def recompress(pixels: np.ndarray, *, quality: int) -> np.ndarray:

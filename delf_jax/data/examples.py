@@ -48,6 +48,14 @@ class Example(NamedTuple):
   skipped: tuple[tuple[str, str], ...]
 
 
+def collate(rows: Sequence[Example]) -> dict[str, np.ndarray]:
+  """Returns "labels" [b] int32 and "weights" [b] float32 of a batch's rows."""
+  return {
+    "labels": np.array([row.label for row in rows], np.int32),
+    "weights": np.array([row.weight for row in rows], np.float32),
+  }
+
+
 class Order:
   """The endless order of training: which photograph is at which position.
 
@@ -75,7 +83,7 @@ class Order:
     self._permutation = functools.lru_cache(maxsize=2)(self._permute)
 
   def _permute(self, key: tuple[int, ...], count: int) -> np.ndarray:
-    return _generator(self._seed, *key).permutation(count)
+    return random_generator(self._seed, *key).permutation(count)
 
   def __call__(self, position: int, attempt: int = 0) -> int:
     """Returns the number of the photograph.
@@ -86,7 +94,7 @@ class Order:
     """
     if self._members is None:
       if attempt:
-        generator = _generator(self._seed, _SPARE, position, attempt)
+        generator = random_generator(self._seed, _SPARE, position, attempt)
         return int(generator.integers(self._count))
       epoch, place = divmod(position, self._count)
       return int(self._permutation((_EPOCH, epoch), self._count)[place])
@@ -95,7 +103,7 @@ class Order:
       self._permutation((_CLASSES, cycle), len(self._members))[place]
     )
     if attempt:
-      generator = _generator(self._seed, _SPARE, position, attempt)
+      generator = random_generator(self._seed, _SPARE, position, attempt)
       if attempt >= _OF_THE_CLASS:
         chosen = int(generator.integers(len(self._members)))
       return int(generator.choice(self._members[chosen]))
@@ -140,12 +148,13 @@ class TrainingExamples:
       sampling=sampling,
     )
 
-  def side(self, batch: int) -> int:
-    """Returns the side of a batch's pixels."""
-    if len(self._sides) == 1:
-      return self._sides[0]
-    generator = _generator(self._seed, _SCALE, batch)
-    return self._sides[generator.integers(len(self._sides))]
+  def shape(self, batch: int) -> tuple[int, ...]:
+    """Returns the shape of the pixels of each of a batch's rows."""
+    side = self._sides[0]
+    if len(self._sides) > 1:
+      generator = random_generator(self._seed, _SCALE, batch)
+      side = self._sides[generator.integers(len(self._sides))]
+    return (side, side, 3)
 
   def fill(self, position: int, pixels: np.ndarray) -> list[Example]:
     """Makes the examples from a position on.
@@ -166,7 +175,7 @@ class TrainingExamples:
     skipped = []
     for attempt in range(MAX_ATTEMPTS):
       number = self._order(position, attempt)
-      generator = _generator(self._seed, _PIXELS, position, attempt)
+      generator = random_generator(self._seed, _PIXELS, position, attempt)
       try:
         example = _read(self._source, number)
         pixels[:] = self._cut(example, len(pixels), generator)
@@ -232,9 +241,9 @@ class EvaluationExamples:
   def __len__(self) -> int:
     return self._count
 
-  def side(self, batch: int) -> int:
-    """Returns the side of a batch's pixels."""
-    return self._crop
+  def shape(self, batch: int) -> tuple[int, ...]:
+    """Returns the shape of the pixels of each of a batch's rows."""
+    return (self._crop, self._crop, 3)
 
   def fill(self, position: int, pixels: np.ndarray) -> list[Example]:
     """Makes the examples from a position on; see `TrainingExamples.fill`."""
@@ -324,5 +333,6 @@ def _resample(example: _Encoded, plan: Plan) -> np.ndarray:
     raise _UnreadableError(example.name, str(error)) from error
 
 
-def _generator(*key: int) -> np.random.Generator:
+def random_generator(*key: int) -> np.random.Generator:
+  """Returns a generator of chance of its own for every key."""
   return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

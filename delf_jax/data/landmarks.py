@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from delf_jax.data import class_selection, landmark_lists
+from delf_jax.data import class_selection, landmark_lists, pair_sources
 from delf_jax.data.photograph_list import PhotographList, Problems
 from delf_jax.data.sources import FileSource, Source
 from delf_jax.errors import InputError
@@ -39,9 +39,9 @@ _READERS: dict[str, Callable[..., PhotographList]] = {
   "google_landmarks_v2": landmark_lists.read_google_v2,
   "google_landmarks_v2_clean": landmark_lists.read_google_v2_clean,
 }
-KINDS = (*_READERS, "synthetic")
+KINDS = (*_READERS, "synthetic", "unlabelled")
 
-# The options of every kind but "synthetic"; see `open_dataset`.
+# The options of every kind in `_READERS`; see `open_dataset`.
 _COMMON = {
   "validation_share": 0.1,
   "min_photographs": 2,
@@ -75,6 +75,8 @@ class Dataset:
 
   def summary(self) -> str:
     """Describes the data set in a few lines for people."""
+    if not self.names:
+      return f"{self.title}\n  training    {len(self.train):,} photographs"
     counts = np.bincount(self.train.labels, minlength=len(self.names))
     unseen = len(np.unique(self.validation.labels))
     lines = [
@@ -102,9 +104,11 @@ def open_dataset(
   "google_landmarks_v2", "google_landmarks_v2_clean": see the function of
   `landmark_lists` that reads each. "synthetic": see
   `synthetic_landmarks.open_synthetic`; its path is where the photographs are
-  kept, and may be "" to make each whenever it is asked for.
+  kept, and may be "" to make each whenever it is asked for. "unlabelled": all
+  photographs under the path, of no class; its options are `exclude` and `only`
+  of `pair_sources.open_pairs`.
 
-  Options of every kind but "synthetic":
+  Options of every other kind:
 
   - validation_share (0.1): of each class, held out where no split is published;
   - min_photographs (2): classes with fewer are left out;
@@ -131,6 +135,8 @@ def open_dataset(
   path = os.fspath(path)
   if kind == "synthetic":
     return _open_synthetic(data_dir or path, options)
+  if kind == "unlabelled":
+    return _open_unlabelled(path, options)
   if kind not in _READERS:
     raise InputError(
       f"unknown kind of data set {kind!r}; expected one of {', '.join(KINDS)}"
@@ -224,6 +230,19 @@ def _open_synthetic(data_dir: str, options: Mapping[str, Any]) -> Dataset:
     problems=(),
     title=f"synthetic landmarks{f' in {data_dir}' if data_dir else ''}",
     split="views of their own",
+  )
+
+
+def _open_unlabelled(path: str, options: Mapping[str, Any]) -> Dataset:
+  _check_options("unlabelled", options, {"exclude", "only"})
+  photographs = pair_sources.list_photographs(path, **options).files
+  return Dataset(
+    train=photographs,
+    validation=FileSource(path, (), np.zeros(0)),
+    names=(),
+    problems=(),
+    title=f"photographs in {path}",
+    split="none",
   )
 
 

@@ -5,19 +5,21 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 
+from delf_jax.data import examples, view_pairs
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.examples import (
   SAMPLINGS,
   EvaluationExamples,
-  Example,
   Source,
   TrainingExamples,
 )
+from delf_jax.data.pair_sources import PairSource
+from delf_jax.data.views import Views
 from delf_jax.data.workers import Workers
 from delf_jax.errors import InputError
 
@@ -91,15 +93,7 @@ def training_batches(
     raise InputError(
       f"scales {tuple(scales)} must be above 0 and at most 1, and leave a pixel"
     )
-  if seed < 0 or start < 0:
-    raise InputError(
-      f"seed {seed} and start {start} must not be negative; change them"
-    )
-  if workers < 0 or threads < 1:
-    raise InputError(
-      f"{workers} workers and {threads} threads cannot decode; give 0 or more "
-      "workers and at least 1 thread"
-    )
+  _check_order(seed, start, workers, threads)
   make = functools.partial(
     TrainingExamples,
     source,
@@ -116,12 +110,12 @@ def training_batches(
     first=start,
     last=None,
     batch_size=batch_size,
-    crop=crop,
+    row_size=3 * crop * crop,
     process_index=process_index,
     process_count=process_count,
     workers=workers,
     threads=threads,
-    weighted=False,
+    collate=_labels,
   )
 
 
@@ -169,17 +163,116 @@ def evaluation_batches(
     first=0,
     last=-(-count // batch_size),
     batch_size=batch_size,
-    crop=crop,
+    row_size=3 * crop * crop,
     process_index=process_index,
     process_count=process_count,
     workers=0,
     threads=threads,
-    weighted=True,
+    collate=examples.collate,
   )
 
 
+def pair_batches(
+  source: PairSource,
+  *,
+  seed: int,
+  batch_size: int,
+  crop: int,
+  points: int,
+  spacing: int = 16,
+  start: int = 0,
+  last: int | None = None,
+  views: Views | None = None,
+  augmentation: Augmentation | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+  workers: int = 0,
+  threads: int = 2,
+) -> "Batches":
+  """Iterates over pairs of views, with points that both of them show.
+
+  The same holds of them as of `training_batches`.
+
+  Args:
+    source: the photographs, alone or in pairs. With `workers` it is pickled.
+    seed: of the order and all else, 0 or more.
+    batch_size: of all processes together.
+    crop: side of the views.
+    points: rows for points of a pair.
+    spacing: points of the first view are multiples of it, in pixels: the
+      stride of the features.
+    start: batches consumed before.
+    last: batches after which to stop; None goes on for ever.
+    views: how the views of a pair differ.
+    augmentation: what happens to each view after it was cut.
+    process_index: of this process, which gets the rows of its share.
+    process_count: how many processes share a batch.
+    workers: processes that decode, beside this one; 0 decodes in this one.
+    threads: that decode, in this process or in each worker.
+
+  Returns:
+    an iterator of {"pixels": [b, 2, crop, crop, 3] uint8, "names": list of b
+    str} and of what `view_pairs.collate` adds, with b = batch_size /
+    process_count and n = points.
+
+  Raises:
+    InputError: if an option or the source is unfit; while iterating, if hardly
+      a photograph can be read.
+  """
+  _check(source, batch_size, process_count, crop, crop)
+  _check_order(seed, start, workers, threads)
+  if points < 1 or spacing < 1:
+    raise InputError(
+      f"{points} points a pair, {spacing} pixels apart, are none; give at "
+      "least 1 of each"
+    )
+  make = functools.partial(
+    view_pairs.ViewPairs,
+    source,
+    seed=seed,
+    side=crop,
+    points=points,
+    spacing=spacing,
+    options=views,
+    augmentation=augmentation,
+  )
+  return _batches(
+    make,
+    first=start,
+    last=last,
+    batch_size=batch_size,
+    row_size=2 * 3 * crop * crop,
+    process_index=process_index,
+    process_count=process_count,
+    workers=workers,
+    threads=threads,
+    collate=view_pairs.collate,
+  )
+
+
+def _labels(rows: Sequence[examples.Example]) -> dict[str, np.ndarray]:
+  return {"labels": examples.collate(rows)["labels"]}
+
+
+def _check_order(seed: int, start: int, workers: int, threads: int) -> None:
+  """Refuses an order or a number of readers that there is not."""
+  if seed < 0 or start < 0:
+    raise InputError(
+      f"seed {seed} and start {start} must not be negative; change them"
+    )
+  if workers < 0 or threads < 1:
+    raise InputError(
+      f"{workers} workers and {threads} threads cannot decode; give 0 or more "
+      "workers and at least 1 thread"
+    )
+
+
 def _check(
-  source: Source, batch_size: int, process_count: int, resize: int, crop: int
+  source: Source | PairSource,
+  batch_size: int,
+  process_count: int,
+  resize: int,
+  crop: int,
 ) -> None:
   """Refuses what no batches can be made of."""
   if not len(source):
@@ -197,30 +290,28 @@ def _check(
 
 
 def _batches(
-  make: Callable[[], TrainingExamples | EvaluationExamples],
+  make: Callable[[], "_Rows"],
   *,
   first: int,
   last: int | None,
   batch_size: int,
-  crop: int,
+  row_size: int,
   process_index: int,
   process_count: int,
   workers: int,
   threads: int,
-  weighted: bool,
+  collate: Callable[[Sequence[Any]], dict[str, np.ndarray]],
 ) -> "Batches":
   """Starts to read batches `first` to `last` - 1."""
-  examples = make()
+  filler = make()
   rows = batch_size // process_count
   pool = None
   part = 1
   if workers:
-    part = min(rows, max(1, _REQUEST // (3 * crop * crop)))
-    pool = Workers(
-      make, count=workers, threads=threads, size=part * crop * crop * 3
-    )
+    part = min(rows, max(1, _REQUEST // row_size))
+    pool = Workers(make, count=workers, threads=threads, size=part * row_size)
   loader = _Loader(
-    examples,
+    filler,
     pool,
     first=first,
     batch_size=batch_size,
@@ -229,8 +320,20 @@ def _batches(
     part=part,
   )
   return Batches(
-    loader, last=last, threads=threads * max(1, workers), weighted=weighted
+    loader, last=last, threads=threads * max(1, workers), collate=collate
   )
+
+
+class _Rows(Protocol):
+  """What makes the rows of batches."""
+
+  def shape(self, batch: int) -> tuple[int, ...]:
+    """Returns the shape of the pixels of each of a batch's rows."""
+    ...
+
+  def fill(self, position: int, pixels: np.ndarray) -> list[Any]:
+    """Fills rows; returns what else belongs to each: `name`, `skipped`, ..."""
+    ...
 
 
 class _Loader:
@@ -238,7 +341,7 @@ class _Loader:
 
   def __init__(
     self,
-    examples: TrainingExamples | EvaluationExamples,
+    filler: _Rows,
     pool: Workers | None,
     *,
     first: int,
@@ -247,7 +350,7 @@ class _Loader:
     rows: int,
     part: int,
   ) -> None:
-    self._examples = examples
+    self._filler = filler
     self._pool = pool
     self._batch_size = batch_size
     self._offset = offset
@@ -259,20 +362,20 @@ class _Loader:
     self.first = first
     self.parts = -(-rows // part)
 
-  def __call__(self, element: int) -> list[Example]:
+  def __call__(self, element: int) -> list[Any]:
     """Fills part `element % parts` of batch `element // parts`."""
     if self._closed:  # nobody wants what was to be read ahead
       return []
     batch, part = divmod(int(element), self.parts)
     with self._lock:
       if batch not in self._pixels:
-        side = self._examples.side(batch)
-        self._pixels[batch] = np.empty((self._rows, side, side, 3), np.uint8)
+        shape = (self._rows, *self._filler.shape(batch))
+        self._pixels[batch] = np.empty(shape, np.uint8)
       pixels = self._pixels[batch]
     start = part * self._part
     pixels = pixels[start : start + self._part]
     position = batch * self._batch_size + self._offset + start
-    return (self._pool or self._examples).fill(position, pixels)
+    return (self._pool or self._filler).fill(position, pixels)
 
   def take(self, batch: int) -> np.ndarray:
     """Hands over the pixels of a batch, all parts of which are filled."""
@@ -286,7 +389,7 @@ class _Loader:
 
 
 class Batches(Iterator[dict[str, Any]]):
-  """Batches, read ahead; see `training_batches` and `evaluation_batches`.
+  """Batches, read ahead; see the functions above that make them.
 
   Close it, or use it in a `with` statement, to end its processes at once; they
   also end with the last reference to it and with this process.
@@ -298,14 +401,19 @@ class Batches(Iterator[dict[str, Any]]):
   """
 
   def __init__(
-    self, loader: _Loader, *, last: int | None, threads: int, weighted: bool
+    self,
+    loader: _Loader,
+    *,
+    last: int | None,
+    threads: int,
+    collate: Callable[[Sequence[Any]], dict[str, np.ndarray]],
   ) -> None:
     self.skipped: dict[str, str] = {}
     self.waited = 0.0
     self._loader = loader
     self._batch = loader.first
     self._last = last
-    self._weighted = weighted
+    self._collate = collate
     elements = grain.MapDataset.range(
       loader.first * loader.parts,
       2**62 if last is None else last * loader.parts,
@@ -314,7 +422,7 @@ class Batches(Iterator[dict[str, Any]]):
       num_threads=threads,
       prefetch_buffer_size=max(_AHEAD * loader.parts, 2 * threads),
     )
-    self._examples = iter(elements.map(loader).to_iter_dataset(options))
+    self._read = iter(elements.map(loader).to_iter_dataset(options))
     self.close = weakref.finalize(self, loader.close)
 
   def __next__(self) -> dict[str, Any]:
@@ -324,23 +432,21 @@ class Batches(Iterator[dict[str, Any]]):
       raise StopIteration
     start = time.perf_counter()
     try:
-      examples = []
+      rows = []
       for _ in range(self._loader.parts):
-        examples += next(self._examples)
+        rows += next(self._read)
     except BaseException:
       self.close()
       raise
     finally:
       self.waited += time.perf_counter() - start
-    for example in examples:
-      self.skipped.update(example.skipped)
+    for row in rows:
+      self.skipped.update(row.skipped)
     batch = {
       "pixels": self._loader.take(self._batch),
-      "labels": np.array([e.label for e in examples], np.int32),
-      "names": [e.name for e in examples],
+      "names": [row.name for row in rows],
+      **self._collate(rows),
     }
-    if self._weighted:
-      batch["weights"] = np.array([e.weight for e in examples], np.float32)
     self._batch += 1
     return batch
 

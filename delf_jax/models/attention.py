@@ -59,14 +59,21 @@ class Autoencoder(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Maps [b, h, w, c] features to [b, h, w, dim] and [b, h, w, c]."""
+  def __call__(
+    self, features: jax.Array, *, detached: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """Maps [b, h, w, c] features to [b, h, w, dim] and [b, h, w, c].
+
+    Args:
+      features: of a backbone.
+      detached: what is rebuilt passes no gradient on to the code.
+    """
     code = Conv(self.dim, 1, use_bias=True, dtype=self.dtype, name="conv1")(
       features
     )
     channels = features.shape[-1]
     rebuilt = Conv(channels, 1, use_bias=True, dtype=self.dtype, name="conv2")(
-      code
+      jax.lax.stop_gradient(code) if detached else code
     )
     return code, nn.relu(rebuilt)
 

@@ -42,7 +42,8 @@ class Delf(nn.Module):
     attention_hidden: channels inside the attention head; 0 for none.
     pool_normalised: see `attention_pool`.
     code_dim: channels of the autoencoder's code, which then is the descriptor
-      (the released TF2 system's reduction); 0 for none.
+      (the released TF2 system's reduction, or what correspondences teach); 0
+      for none.
     cosine_classifier: logits are cosines, as the ArcFace loss wants them.
     frozen_norm: the backbone's BatchNorm keeps its running statistics and
       uses them, also in training.
@@ -123,6 +124,31 @@ class Delf(nn.Module):
       )(features, scores)
       found = found._replace(attention=self.attention_classifier(pooled))
     return found
+
+  def codes(
+    self, images: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """The descriptors of every location, as correspondences teach them.
+
+    The decoder learns to rebuild the features from the codes, for attention to
+    look at, and has no say in either.
+
+    Args:
+      images: [b, h, w, 3] normalised pixels.
+      train: use and update batch statistics.
+
+    Returns:
+      [b, h', w', c] float32 un-normalised codes, or features without an
+      autoencoder, and its mean squared error [b], or None.
+    """
+    learns = train and not self.frozen_norm
+    features = self.backbone(images, train=learns)[self.feature_stage]
+    if not self.code_dim:
+      return features.astype(jnp.float32), None
+    code, rebuilt = self.autoencoder(features, detached=True)
+    target = jax.lax.stop_gradient(features).astype(jnp.float32)
+    error = jnp.mean((rebuilt.astype(jnp.float32) - target) ** 2, (1, 2, 3))
+    return code.astype(jnp.float32), error
 
   def dense(
     self, images: jax.Array, sizes: jax.Array | None = None

@@ -1,4 +1,4 @@
-"""ResNet with bottleneck units, to conv4_x or conv5_x, in three weight layouts.
+"""ResNet to conv4_x or conv5_x, in the layouts of published weights.
 
 The same code is ResNet-50 (`units=(3, 4, 6)`, `width=64`), ResNet-101
 (`units=(3, 4, 23)`) and networks of a million parameters for tests and
@@ -33,6 +33,8 @@ class Layout:
     pool_padding: of the 3x3/2 maximum.
     conv_bias: whether convolutions have biases beside BatchNorm.
     epsilon: of BatchNorm.
+    expansion: 4: bottleneck units (1x1 - 3x3 - 1x1) put out four times the
+      channels that are inside them; 1: basic units (3x3 - 3x3), as many.
   """
 
   stride_unit: Literal["first", "last"]
@@ -41,20 +43,21 @@ class Layout:
   pool_padding: Padding
   conv_bias: bool
   epsilon: float
+  expansion: Literal[1, 4] = 4
 
 
 # "slim" is the released TF1 DELF, "keras" the released TF2 one (and but for
 # the stem's padding Keras' network of 2015, whose weights it starts from),
 # "keras_applications" what Keras itself builds since, "torchvision" also timm's
-# (ResNet v1.5).
+# (ResNet v1.5), "basic" their ResNet-18 and -34.
 LAYOUTS: Mapping[str, Layout] = {
   "slim": Layout("last", 2, 3, "same", False, 1e-5),
   "keras": Layout("first", 1, "same", "valid", True, 1e-3),
   "keras_applications": Layout("first", 1, 3, 1, True, 1.001e-5),
   "torchvision": Layout("first", 2, 3, 1, False, 1e-5),
+  "basic": Layout("first", 1, 3, 1, False, 1e-5, expansion=1),
 }
 
-EXPANSION = 4
 FIRST_STAGE = 2  # conv2_x; the stem is conv1
 CONV4 = 4 - FIRST_STAGE  # index of conv4_x among the stages
 
@@ -89,7 +92,7 @@ def layers(
   """Lists the spatial layers from the image to the output of a stage.
 
   Args:
-    units: bottleneck units of conv2_x, conv3_x, ...
+    units: of conv2_x, conv3_x, ...
     layout: a key of `LAYOUTS`.
     stage: the last stage to list, 4 for conv4_x.
     end_stride: see `ResNet`.
@@ -100,7 +103,10 @@ def layers(
     for u in range(units[s]):
       stride = _unit_stride(rules, s, u, units, end_stride)
       first = stride if rules.stride_conv == 1 else 1
-      found += [Layer(1, first, 0), Layer(3, stride // first, 1)]
+      if rules.expansion == 1:
+        found += [Layer(3, first, 1), Layer(3, stride // first, 1)]
+      else:
+        found += [Layer(1, first, 0), Layer(3, stride // first, 1)]
     if _ends_strided(rules, s, end_stride):
       found.append(Layer(1, 2, 0))
   return found
@@ -199,8 +205,11 @@ def _pad_for(x: jax.Array, layer: Layer, sizes: jax.Array | None) -> jax.Array:
   )(x, shift)
 
 
-class Bottleneck(nn.Module):
-  """1x1 - 3x3 - 1x1 with a shortcut; `ResNet` says what the fields mean."""
+class Unit(nn.Module):
+  """Two or three convolutions with a shortcut; `ResNet` says what fields mean.
+
+  A bottleneck is 1x1 - 3x3 - 1x1, a basic unit 3x3 - 3x3.
+  """
 
   width: int
   stride: int
@@ -215,6 +224,7 @@ class Bottleneck(nn.Module):
     self, x: jax.Array, sizes: jax.Array | None, train: bool
   ) -> jax.Array:
     rules = LAYOUTS[self.layout]
+    basic = rules.expansion == 1
     first = self.stride if rules.stride_conv == 1 else 1
 
     def conv_norm(x, index, features, kernel, stride=1, rectify=False):
@@ -230,16 +240,22 @@ class Bottleneck(nn.Module):
       )(x)
       return _norm(self, f"bn_{suffix}", x, train, rectify)
 
-    residual = conv_norm(x, 1, self.width, 1, first, rectify=True)
+    if basic:
+      x = mask_outside(x, sizes)
+    residual = conv_norm(
+      x, 1, self.width, 3 if basic else 1, first, rectify=True
+    )
     if sizes is not None:
       sizes = Layer(1, first, 0).output_size(sizes)
     residual = mask_outside(residual, sizes)
     residual = conv_norm(
-      residual, 2, self.width, 3, self.stride // first, rectify=True
+      residual, 2, self.width, 3, self.stride // first, rectify=not basic
     )
-    residual = conv_norm(residual, 3, EXPANSION * self.width, 1)
-    if x.shape[-1] != EXPANSION * self.width:
-      x = conv_norm(x, None, EXPANSION * self.width, 1, self.stride)
+    channels = rules.expansion * self.width
+    if not basic:
+      residual = conv_norm(residual, 3, channels, 1)
+    if x.shape[-1] != channels:
+      x = conv_norm(x, None, channels, 1, self.stride)
     else:
       x = x[:, :: self.stride, :: self.stride]
     return nn.relu(x + residual)
@@ -263,9 +279,9 @@ class ResNet(nn.Module):
   """The backbone: an image in, the output of every stage out.
 
   Attributes:
-    units: bottleneck units of conv2_x, conv3_x, conv4_x (and conv5_x).
-    width: channels inside the units of conv2_x; each stage doubles them and
-      puts out four times as many.
+    units: units of conv2_x, conv3_x, conv4_x (and conv5_x).
+    width: channels inside the units of conv2_x, which each stage doubles, or
+      those of every stage; but for basic units, four times as many come out.
     layout: a key of `LAYOUTS`.
     end_stride: 2 makes conv4_x end at stride 32, as the released graphs do:
       in its last unit in the "slim" layout (which has no choice if conv5_x
@@ -278,7 +294,7 @@ class ResNet(nn.Module):
   """
 
   units: Sequence[int] = (3, 4, 6)
-  width: int = 64
+  width: int | tuple[int, ...] = 64
   layout: str = "torchvision"
   end_stride: int = 1
   folded: bool = False
@@ -293,7 +309,15 @@ class ResNet(nn.Module):
 
   def channels(self, stage: int = 4) -> int:
     """Channels of a stage's output."""
-    return EXPANSION * self.width * 2 ** (stage - FIRST_STAGE)
+    expansion = LAYOUTS[self.layout].expansion
+    return expansion * self.widths[stage - FIRST_STAGE]
+
+  @property
+  def widths(self) -> tuple[int, ...]:
+    """Channels inside the units of every stage."""
+    if isinstance(self.width, int):
+      return tuple(self.width * 2**s for s in range(len(self.units)))
+    return tuple(self.width)
 
   def layers(self, stage: int = 4) -> list[Layer]:
     """The spatial layers from the image to the output of a stage."""
@@ -325,7 +349,7 @@ class ResNet(nn.Module):
     stem, pool = _stem(rules)
     x = mask_outside(images.astype(self.dtype), sizes)
     x = Conv(
-      self.width,
+      self.widths[0],
       stem.kernel,
       stem.stride,
       use_bias=rules.conv_bias or self.folded,
@@ -345,8 +369,8 @@ class ResNet(nn.Module):
     for s, units in enumerate(self.units):
       for u in range(units):
         stride = _unit_stride(rules, s, u, self.units, self.end_stride)
-        x = Bottleneck(
-          self.width * 2**s,
+        x = Unit(
+          self.widths[s],
           stride,
           self.layout,
           self.folded,

@@ -5,7 +5,7 @@ edge. With `axis_name`, gradients, metrics and statistics are averaged over
 that mapped axis, and nothing else of it is used.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -15,10 +15,11 @@ import optax
 
 from delf_jax.models.delf import Delf
 from delf_jax.models.normalisation import Normalisation
-from delf_jax.training import losses
+from delf_jax.training import correspondence, losses
 
 # The parameters that a stage learns; the others are frozen, bit by bit.
 STAGES: Mapping[str, tuple[str, ...]] = {
+  "correspondence": ("backbone", "autoencoder"),
   "descriptors": ("backbone", "descriptor_classifier"),
   "attention": ("attention", "attention_classifier", "autoencoder"),
   "joint": (
@@ -65,9 +66,12 @@ Batch = Mapping[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
 
-def trained(stage: str, params: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the parameters that a stage learns."""
-  return {name: params[name] for name in STAGES[stage] if name in params}
+def trained(
+  stage: str, params: Mapping[str, Any], *, frozen: Sequence[str] = ()
+) -> dict[str, Any]:
+  """Returns the parameters that a stage learns, without those of `frozen`."""
+  names = [name for name in STAGES[stage] if name not in frozen]
+  return {name: params[name] for name in names if name in params}
 
 
 def initial_state(
@@ -77,9 +81,10 @@ def initial_state(
   key: jax.Array,
   *,
   ema: bool = False,
+  frozen: Sequence[str] = (),
 ) -> TrainState:
   """Returns the state before the first step of a stage."""
-  learned = trained(stage, variables["params"])
+  learned = trained(stage, variables["params"], frozen=frozen)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     key=jax.random.key_data(key),
@@ -102,6 +107,7 @@ def make_train_step(
   accumulate: int = 1,
   ema_decay: float = 0.0,
   reconstruction_weight: float = 10.0,
+  frozen: Sequence[str] = (),
   axis_name: str | None = None,
 ) -> TrainStep:
   """Builds the step of a stage.
@@ -111,64 +117,53 @@ def make_train_step(
     optimiser: of the stage.
     stage: a key of `STAGES`.
     normalise: of pixels.
-    loss: keyword arguments of `losses.classification`.
+    loss: keyword arguments of `losses.classification`, or in the
+      correspondence stage of `correspondence.contrast`.
     mixup: alpha of `losses.mix`; 0 mixes nothing.
     accumulate: parts that a batch is split into, one after the other, to save
       memory; the step is that of the whole batch, but for BatchNorm, whose
       statistics are those of a part.
     ema_decay: of the running means of the parameters; 0 keeps none.
     reconstruction_weight: of the autoencoder's error.
+    frozen: groups of parameters that the stage leaves alone all the same.
     axis_name: mapped axis to average over, or None.
 
   Returns:
-    step(state, {"pixels": [b, h, w, 3] uint8, "labels": [b]}) -> state, means
-    over the batch: "loss", "accuracy", "gradient_norm", and in a stage of
+    step(state, {"pixels": [b, h, w, 3] uint8, "labels": [b]}), in the
+    correspondence stage a batch of `correspondence.make_objective`, -> state,
+    means over the batch: "loss", "accuracy", "gradient_norm", and in a stage of
     several losses each by its name.
   """
 
   updated = [
     name
     for name in STAGES[stage]
-    if not (network.frozen_norm and name == "backbone")
+    if not (network.frozen_norm and name == "backbone") and name not in frozen
   ]
+  if stage == "correspondence":
+    objective = correspondence.make_objective(
+      network,
+      normalise=normalise,
+      loss=loss,
+      reconstruction_weight=reconstruction_weight,
+      axis_name=axis_name,
+    )
+  else:
+    objective = _classification(
+      network,
+      stage=stage,
+      normalise=normalise,
+      loss=loss,
+      mixup=mixup,
+      reconstruction_weight=reconstruction_weight,
+    )
 
   def mean(tree):
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
   def loss_of(learned, state, batch_stats, batch, key):
-    pixels = normalise(batch["pixels"])
-    targets = jax.nn.one_hot(batch["labels"], network.num_classes)
-    if mixup:
-      pixels, targets = losses.mix(pixels, targets, key, mixup)
-    outputs, updates = network.apply(
-      {"params": {**state.params, **learned}, "batch_stats": batch_stats},
-      pixels,
-      stage=stage,
-      train=True,
-      method="outputs",
-      mutable=["batch_stats"],
-    )
-    total, figures = 0.0, {}
-    for head in ("descriptors", "attention"):
-      logits = getattr(outputs, head)
-      if logits is None:
-        continue
-      value = jnp.mean(losses.classification(logits, targets, **(loss or {})))
-      hits = jnp.argmax(logits, axis=-1) == batch["labels"]
-      total += value
-      figures[f"{head}_loss"] = value
-      figures[f"{head}_accuracy"] = jnp.mean(hits.astype(jnp.float32))
-    if outputs.reconstruction is not None:
-      value = jnp.mean(outputs.reconstruction)
-      total += reconstruction_weight * value
-      figures["reconstruction_loss"] = value
-    # Of a stage with both heads, extraction uses what attention has learned.
-    head = "descriptors" if outputs.attention is None else "attention"
-    accuracy = figures[f"{head}_accuracy"]
-    if len(figures) == 2:
-      figures = {}
-    figures = {"loss": total, "accuracy": accuracy, **figures}
-    return total, (updates["batch_stats"], figures)
+    params = {**state.params, **learned}
+    return objective(params, batch_stats, batch, key)
 
   def gradients_of(learned, state, batch):
     """Returns gradients, statistics and figures of one device's batch."""
@@ -202,7 +197,7 @@ def make_train_step(
     return statistics, *jax.tree.map(lambda x: x / accumulate, sums)
 
   def train_step(state, batch):
-    learned = trained(stage, state.params)
+    learned = trained(stage, state.params, frozen=frozen)
     statistics, gradients, figures = gradients_of(learned, state, batch)
     gradients = mean(gradients)
     updates, opt_state = optimiser.update(gradients, state.opt_state, learned)
@@ -229,6 +224,60 @@ def make_train_step(
   return train_step
 
 
+def _classification(
+  network: Delf,
+  *,
+  stage: str,
+  normalise: Normalisation,
+  loss: Mapping[str, Any] | None,
+  mixup: float,
+  reconstruction_weight: float,
+) -> Callable[..., tuple[jax.Array, tuple[dict, dict]]]:
+  """Builds what a step of a classifying stage differentiates.
+
+  Returns:
+    objective(params, batch_stats, batch, key) -> loss, (batch statistics,
+    figures).
+  """
+
+  def objective(params, batch_stats, batch, key):
+    pixels = normalise(batch["pixels"])
+    targets = jax.nn.one_hot(batch["labels"], network.num_classes)
+    if mixup:
+      pixels, targets = losses.mix(pixels, targets, key, mixup)
+    outputs, updates = network.apply(
+      {"params": params, "batch_stats": batch_stats},
+      pixels,
+      stage=stage,
+      train=True,
+      method="outputs",
+      mutable=["batch_stats"],
+    )
+    total, figures = 0.0, {}
+    for head in ("descriptors", "attention"):
+      logits = getattr(outputs, head)
+      if logits is None:
+        continue
+      value = jnp.mean(losses.classification(logits, targets, **(loss or {})))
+      hits = jnp.argmax(logits, axis=-1) == batch["labels"]
+      total += value
+      figures[f"{head}_loss"] = value
+      figures[f"{head}_accuracy"] = jnp.mean(hits.astype(jnp.float32))
+    if outputs.reconstruction is not None:
+      value = jnp.mean(outputs.reconstruction)
+      total += reconstruction_weight * value
+      figures["reconstruction_loss"] = value
+    # Of a stage with both heads, extraction uses what attention has learned.
+    head = "descriptors" if outputs.attention is None else "attention"
+    accuracy = figures[f"{head}_accuracy"]
+    if len(figures) == 2:
+      figures = {}
+    figures = {"loss": total, "accuracy": accuracy, **figures}
+    return total, (updates["batch_stats"], figures)
+
+  return objective
+
+
 def make_evaluation_step(
   network: Delf,
   *,
@@ -238,6 +287,8 @@ def make_evaluation_step(
   axis_name: str | None = None,
 ) -> Callable[[Mapping[str, Any], Batch], dict[str, jax.Array]]:
   """Builds the pure step that validates a stage's last head.
+
+  The correspondence stage has one of its own, in its module.
 
   Returns:
     step(variables, {"pixels", "labels", "weights" [b]}) -> sums over the batch:
