@@ -1,9 +1,9 @@
-"""Reports: one HTML page, with its pictures as PNG files beside it.
+"""Reports: one HTML page, with its pictures as files beside it.
 
 A page is a list of `Section`s, and a section a list of blocks: `Paragraph`,
-`Table`, `Facts`, `Notice`, `Picture`. They hold plain text; whatever is given
-is escaped here, and nothing can be given as HTML. The pages need no network and
-no script, follow the reader's light or dark setting, and print.
+`Table`, `Facts`, `Notice`, `Picture`, `Animation`. They hold plain text; what
+is given is escaped here, and nothing can be given as HTML. The pages need no
+network and no script, follow the reader's light or dark setting, and print.
 """
 
 import contextlib
@@ -22,12 +22,6 @@ from PIL import Image
 from delf_jax.drawing import visible
 from delf_jax.errors import InputError
 
-_LEGEND = (
-  "Lines join the inliers; their colour is the residual, how far the transform"
-  " misses. Lines that end in the same place count as one inlier. The white"
-  " outline is the frame of the query, moved by the transform; what lies out of"
-  " it is dimmed."
-)
 _LETTERS = frozenset(string.ascii_lowercase + string.digits + "-")
 
 
@@ -95,7 +89,28 @@ class Picture:
       raise ValueError(f"{self.name!r} cannot name a picture's file")
 
 
-Block = Paragraph | Table | Facts | Notice | Picture
+@dataclasses.dataclass(frozen=True)
+class Animation:
+  """A moving picture, which becomes a WebP file; closed until it is asked for.
+
+  Attributes:
+    content: of the file.
+    title: what opens it.
+    alt: what it shows, for who cannot see it.
+    name: of its file, as for `Picture`.
+  """
+
+  content: bytes
+  title: str
+  alt: str
+  name: str = "animation"
+
+  def __post_init__(self):
+    if not self.name or not _LETTERS.issuperset(self.name):
+      raise ValueError(f"{self.name!r} cannot name a picture's file")
+
+
+Block = Paragraph | Table | Facts | Notice | Picture | Animation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,79 +128,6 @@ class Section:
   blocks: Sequence[Block]
   aside: str = ""
   level: int = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Match:
-  """One photograph that was compared with the query, ready to be shown.
-
-  Attributes:
-    path: of the photograph, as the index knows it.
-    inliers: the score.
-    transform: [2, 3], maps (y, x, 1) of the query to (y, x); None without one.
-    picture: [h, w, 3] uint8, from `draw_matches`.
-  """
-
-  path: str
-  inliers: int
-  transform: np.ndarray | None
-  picture: np.ndarray
-
-
-def query_sections(
-  query: str,
-  query_picture: np.ndarray,
-  matches: Sequence[Match],
-  *,
-  min_inliers: int,
-  found: int | None = None,
-  rejected: Match | None = None,
-) -> list[Section]:
-  """Shows a query and its matches, or says that there are none.
-
-  Args:
-    query: path of the query photograph.
-    query_picture: [h, w, 3] uint8, from `draw_photograph`.
-    matches: best first; empty if no photograph matches.
-    min_inliers: how many inliers make a match.
-    found: how many matches there are, where `matches` are only the best.
-    rejected: the best candidate that is no match, shown if nothing matches.
-
-  Returns:
-    A section of level 2, and one of level 3 for each match.
-  """
-  photograph = Picture(
-    query_picture, f"The query photograph {query}", name="query", narrow=True
-  )
-  title = f"Query {query}"
-  if matches:
-    found = found or len(matches)
-    counted = "1 match" if found == 1 else f"{found} matches"
-    if found > len(matches):
-      counted += f", the best {len(matches)} shown"
-    return [
-      Section(title, [photograph, Paragraph(_LEGEND)], aside=counted),
-      *(
-        _match_section(f"{rank}. {match.path}", "match", query, match)
-        for rank, match in enumerate(matches, start=1)
-      ),
-    ]
-  notice = Notice(
-    "No match",
-    "No photograph of the index shows the same place: none has"
-    f" {min_inliers} inliers with this query that chance does not explain.",
-  )
-  if rejected is None:
-    return [Section(title, [photograph, notice], aside="no match")]
-  return [
-    Section(title, [photograph, notice, Paragraph(_LEGEND)], aside="no match"),
-    _match_section(
-      f"Best rejected candidate: {rejected.path}",
-      "rejected",
-      query,
-      rejected,
-    ),
-  ]
 
 
 def describe_transform(transform: np.ndarray) -> str:
@@ -245,10 +187,11 @@ def write_report(
       f"report directory {directory!r} cannot be made:"
       f" {error.strerror or error}; choose another"
     ) from error
-  pictures: dict[str, np.ndarray] = {}
+  pictures: dict[str, np.ndarray | bytes] = {}
   page = _page(title, lead, sections, pictures)
-  for name, pixels in pictures.items():
-    write_png(os.path.join(directory, name), pixels)
+  for name, picture in pictures.items():
+    write = write_file if isinstance(picture, bytes) else write_png
+    write(os.path.join(directory, name), picture)
   path = os.path.join(directory, "index.html")
   write_file(path, page.encode("utf-8"))
   return path
@@ -287,35 +230,11 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
       os.unlink(unfinished)
 
 
-def _match_section(title: str, name: str, query: str, match: Match) -> Section:
-  """Shows one compared photograph; `name` is that of the picture's file."""
-  counted = "1 inlier" if match.inliers == 1 else f"{match.inliers} inliers"
-  picture = Picture(
-    match.picture,
-    f"The query {query} beside {match.path}, {counted} joined by lines",
-    name=name,
-  )
-  if match.transform is None:
-    return Section(title, [picture], aside=counted, level=3)
-  cells = [[f"{value:.4f}" for value in row] for row in match.transform]
-  widest = max(len(cell) for row in cells for cell in row)
-  facts = Facts(
-    [
-      ("Transform", describe_transform(match.transform)),
-      (
-        "(y, x, 1) to (y, x)",
-        tuple("  ".join(cell.rjust(widest) for cell in row) for row in cells),
-      ),
-    ]
-  )
-  return Section(title, [picture, facts], aside=counted, level=3)
-
-
 def _page(
   title: str,
   lead: str,
   sections: Sequence[Section],
-  pictures: dict[str, np.ndarray],
+  pictures: dict[str, np.ndarray | bytes],
 ) -> str:
   """Returns the page, and puts its pictures under their file names."""
   parts = [
@@ -350,7 +269,7 @@ def _page(
   return "\n".join(part for part in parts if part) + "\n"
 
 
-def _block(block: Block, pictures: dict[str, np.ndarray]) -> str:
+def _block(block: Block, pictures: dict[str, np.ndarray | bytes]) -> str:
   """Returns the HTML of one block, and adds its picture, if it has one."""
   match block:
     case Paragraph(text):
@@ -375,6 +294,14 @@ def _block(block: Block, pictures: dict[str, np.ndarray]) -> str:
         f'<a href="{name}"><img src="{name}" width="{width}"'
         f' height="{height}" alt="{_text(block.alt)}"></a>'
         f"{caption if block.caption else ''}</figure>"
+      )
+    case Animation():
+      name = f"{len(pictures) + 1:02d}-{block.name}.webp"
+      pictures[name] = block.content
+      return (
+        f"<details><summary>{_prose(block.title)}</summary>"
+        f'<figure class="narrow"><img src="{name}" loading="lazy"'
+        f' alt="{_text(block.alt)}"></figure></details>'
       )
   raise ValueError(f"not a block: {block!r}")
 
@@ -482,6 +409,9 @@ img {
   display: block; width: 100%; max-width: 100%; height: auto;
   border-radius: 8px; background: var(--line);
 }
+details { margin: 0 0 1.25rem; }
+summary { cursor: pointer; color: var(--accent); font-size: 0.94rem; }
+details figure { margin-top: 0.8rem; }
 figcaption, caption {
   padding-top: 0.6rem; color: var(--muted); font-size: 0.9rem; text-align: left;
 }

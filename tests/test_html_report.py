@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delf_jax import drawing, html_report
+from delf_jax import html_report
 from delf_jax.errors import InputError
 from delf_jax.html_report import (
+  Animation,
   Facts,
-  Match,
   Notice,
   Paragraph,
   Picture,
@@ -179,60 +179,17 @@ def test_cells_of_a_table(tmp_path):
   assert page.best == ["81.4", "38"]
 
 
-def test_a_query_with_matches(tmp_path):
-  transform = np.asarray([[1.0, 0.0, 10.5], [0.0, 1.0, -3.25]])
-  sections = html_report.query_sections(
-    "q/query.jpg",
-    picture(),
-    [
-      Match("a/first.jpg", 57, transform, picture()),
-      Match("a/second.jpg", 21, None, picture()),
-    ],
-    min_inliers=15,
-  )
-  page = write(tmp_path, *sections)
-  text = "\n".join(page.text)
-  assert "2 matches" in text and "No match" not in text
-  assert text.index("1. a/first.jpg") < text.index("2. a/second.jpg")
-  assert "57 inliers" in text and "21 inliers" in text
-  assert "1.0000   0.0000  10.5000\n 0.0000   1.0000  -3.2500" in text
-  assert [image["src"] for image in page.images] == [
-    "01-query.png",
-    "02-match.png",
-    "03-match.png",
-  ]
-  assert "q/query.jpg beside a/first.jpg, 57" in page.images[1]["alt"]
-
-
-def test_matches_that_are_not_shown_are_counted(tmp_path):
-  sections = html_report.query_sections(
-    "query.jpg",
-    picture(),
-    [Match("first.jpg", 57, None, picture())],
-    min_inliers=15,
-    found=4,
-  )
-  assert "4 matches, the best 1 shown" in "\n".join(
-    write(tmp_path, *sections).text
-  )
-
-
-def test_silence_is_said_clearly(tmp_path):
+def test_an_animation_is_closed_until_it_is_asked_for(tmp_path):
+  film = Animation(b"RIFF: a film", "Look <b>here</b>", HOSTILE, name="blend")
   page = write(
-    tmp_path,
-    *html_report.query_sections("q.jpg", picture(), [], min_inliers=15),
+    tmp_path, Section("One", [Picture(picture(), "a picture"), film])
   )
-  assert "No match" in page.text and len(page.images) == 1
-  assert "none has 15 inliers" in "".join(page.text)
-  rejected = Match("almost.jpg", 1, np.eye(2, 3), picture())
-  page = write(
-    tmp_path,
-    *html_report.query_sections(
-      "q.jpg", picture(), [], min_inliers=15, rejected=rejected
-    ),
-  )
-  assert "Best rejected candidate: almost.jpg" in page.text
-  assert "1 inlier" in page.text and len(page.images) == 2
+  assert page.images[-1]["src"] == "02-blend.webp"
+  assert page.images[-1]["loading"] == "lazy"
+  assert page.images[-1]["alt"] == SHOWN
+  assert {"details", "summary"} <= set(page.tags) and "b" not in page.tags
+  assert "Look <b>here</b>" in page.text
+  assert (tmp_path / "02-blend.webp").read_bytes() == b"RIFF: a film"
 
 
 def rotation(degrees, scale=1.0):
@@ -303,20 +260,5 @@ def test_a_bad_name_of_a_picture_is_a_mistake():
   for name in ("", "../up", "Query", "a b"):
     with pytest.raises(ValueError):
       Picture(picture(), "alt", name=name)
-
-
-def test_a_drawn_match_goes_into_a_report(tmp_path):
-  drawn = drawing.draw_matches(
-    picture(),
-    picture(),
-    np.asarray([[3.0, 4.0]]),
-    np.asarray([[5.0, 6.0]]),
-    query_name=HOSTILE,
-    height=120,
-  )
-  match = Match(HOSTILE, 1, np.eye(2, 3), drawn)
-  page = write(
-    tmp_path,
-    *html_report.query_sections(HOSTILE, picture(), [match], min_inliers=1),
-  )
-  assert f"1. {SHOWN}" in page.text
+    with pytest.raises(ValueError):
+      Animation(b"", "title", "alt", name=name)
