@@ -31,9 +31,7 @@ from absl import flags
 from delf_jax import database, index, options, program, progress
 from delf_jax.errors import InputError
 from delf_jax.features import store
-
-STREAMED = "inverted_file"
-SAMPLE = 1 << 21  # descriptors that it is trained with
+from delf_jax.index import streaming
 
 
 def build(
@@ -64,73 +62,30 @@ def build(
     )
   if kind != "exact":
     options = {"seed": seed, **options}
-  if kind == STREAMED:
-    built = _stream(opened, output, **options)
+  total = int(opened.offsets[-1])
+  if kind == streaming.KIND:
+    folder = os.path.dirname(os.path.abspath(output))
+    os.makedirs(folder, exist_ok=True)
+    built = streaming.build(
+      lambda: progress.track(
+        database.descriptor_batches(opened),
+        label="index",
+        unit="batch",
+        total=-(-total // database.BATCH),
+      ),
+      total,
+      folder=folder,
+      **options,
+    )
   else:
-    descriptors = np.empty((int(opened.offsets[-1]), opened.dim), np.float32)
+    descriptors = np.empty((total, opened.dim), np.float32)
     row = 0
     for batch in database.descriptor_batches(opened):
       descriptors[row : row + len(batch)] = batch
       row += len(batch)
     built = index.build_index(kind, descriptors, **options)
   built.save(output, provenance=database.provenance(opened))
-  return int(opened.offsets[-1])
-
-
-def _stream(
-  opened: store.Store,
-  output: str,
-  *,
-  sample: int = SAMPLE,
-  probes: int = 5,
-  visit: int = 0,
-  rerank: int = 0,
-  threads: int | None = None,
-  **training: Any,
-) -> index.Index:
-  """Builds an inverted file without ever holding all descriptors."""
-  inverted_file = index.module(STREAMED)
-  total = int(opened.offsets[-1])
-  trained = index.call(
-    inverted_file.train,
-    STREAMED,
-    _sample(opened, sample, training["seed"]),
-    size=total,
-    threads=threads,
-    **training,
-  )
-  folder = os.path.dirname(os.path.abspath(output))
-  os.makedirs(folder, exist_ok=True)
-  with index.call(
-    inverted_file.Writer,
-    STREAMED,
-    trained,
-    probes=probes,
-    visit=visit,
-    rerank=rerank,
-    threads=threads,
-    folder=folder,
-  ) as writer:
-    batches = database.descriptor_batches(opened)
-    for batch in progress.track(
-      batches, label="index", unit="batch", total=-(-total // database.BATCH)
-    ):
-      writer.add(batch)
-    return writer.finish()
-
-
-def _sample(opened: store.Store, count: int, seed: int) -> np.ndarray:
-  """A seeded sample of descriptors, [count, dim] or all there are."""
-  total = int(opened.offsets[-1])
-  if count >= total:
-    return np.concatenate(list(database.descriptor_batches(opened)))
-  rows = np.sort(np.random.default_rng(seed).choice(total, count, False))
-  found, row = [], 0
-  for batch in database.descriptor_batches(opened):
-    first, last = np.searchsorted(rows, [row, row + len(batch)])
-    found.append(batch[rows[first:last] - row])
-    row += len(batch)
-  return np.concatenate(found)
+  return total
 
 
 def update(
@@ -158,10 +113,10 @@ def update(
       a photograph is not in it.
   """
   meta = index.read_meta(output)
-  if meta["kind"] != STREAMED:
+  if meta["kind"] != streaming.KIND:
     raise InputError(
       f"{output!r} is a {meta['kind']} index, which cannot change; build it "
-      f"again, or build an {STREAMED}"
+      f"again, or build an {streaming.KIND}"
     )
   opened = store.open_store(store_directory)
   origin = meta["provenance"]

@@ -8,15 +8,16 @@ import collections
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from delf_jax import checkpoint, progress
+from delf_jax import checkpoint, match_score, progress
 from delf_jax.data import folder
+from delf_jax.data.cropping import crop
 from delf_jax.data.photographs import (
   Photograph,
   decode_photograph,
@@ -31,12 +32,15 @@ from delf_jax.features import (
   store,
 )
 from delf_jax.features.local_features import LocalFeatures
+from delf_jax.items import Box, Item
 from delf_jax.models import resnet
 from delf_jax.models.delf import folded
 
 HANDCRAFTED = ("rootsift", "sift")
 MAX_SIDE = 1024
 MIN_SIDE = 16
+# What a checkpoint's directory may hold: the calibration of its own matches.
+CALIBRATION = "calibration.json"
 # A large photograph takes a gigabyte while ResNet-50 looks at it.
 MOST_WORKERS = 8
 # Features of all photographs together that a reduction is learned on.
@@ -170,6 +174,31 @@ def reopen(
         f"and index again"
       )
   return extractor
+
+
+def calibration_of(
+  settings: Mapping[str, Any], features: str | None = None
+) -> match_score.Calibration:
+  """Chooses the calibration for matches of a kind of feature.
+
+  Args:
+    settings: of a store or an extractor.
+    features: the checkpoint; by default where the settings say it was.
+
+  Returns:
+    the checkpoint's own, `CALIBRATION` in its directory, if it has one; else
+    what is shipped for features of its kind.
+
+  Raises:
+    InputError: if the checkpoint's own cannot be read.
+  """
+  kind = settings.get("kind", "")
+  if kind not in HANDCRAFTED:
+    source = Path(features or settings.get("features") or "")
+    for directory in (source, source / "model"):
+      if source.name and (directory / CALIBRATION).is_file():
+        return match_score.read_calibration(directory / CALIBRATION)
+  return match_score.shipped(kind)
 
 
 def delf_extractor(
@@ -334,12 +363,51 @@ def extract_file(extractor: Extractor, path: str | os.PathLike):
     InputError: if it cannot be read or is too small for any feature.
   """
   photograph = read_photograph(path, max_side=extractor.max_side)
+  _check_size(photograph, os.fspath(path))
+  return photograph, extractor.extract(photograph)
+
+
+def extract_item(
+  extractor: Extractor, root: str | os.PathLike, item: Item
+) -> tuple[tuple[int, int], LocalFeatures]:
+  """Reads one photograph, or a part of it, and extracts it.
+
+  A part is cut out before anything else is done, so that its features are
+  those of a photograph that shows nothing else: what the protocols of Oxford5k
+  and its successors ask for. (Features of the whole photograph that lie in the
+  box have seen what is around it, which costs or earns several points.)
+
+  Args:
+    extractor: the kind of feature.
+    root: what the item's path is relative to.
+    item: the photograph or its part.
+
+  Returns:
+    (height, width) of the upright original photograph, and the features, with
+    locations in its pixels also for a part.
+
+  Raises:
+    InputError: if it cannot be read, the box lies outside, or it is too small
+      for any feature.
+  """
+  path = Path(root) / item.path
+  if item.box is None:
+    photograph, features = extract_file(extractor, path)
+    return (photograph.height, photograph.width), features
+  whole = read_photograph(path)
+  part, corner = crop(whole, item, max_side=extractor.max_side)
+  _check_size(part, f"{os.fspath(path)}{item.name.removeprefix(item.path)}")
+  features = extractor.extract(part)
+  moved = features.locations + np.array([corner], np.float32)
+  return (whole.height, whole.width), features.replace(locations=moved)
+
+
+def _check_size(photograph: Photograph, name: str) -> None:
   if min(photograph.height, photograph.width) < MIN_SIDE:
     raise InputError(
-      f"{os.fspath(path)!r}: {photograph.width} x {photograph.height} pixels "
+      f"{name!r}: {photograph.width} x {photograph.height} pixels "
       f"are too small for a feature; {MIN_SIDE} x {MIN_SIDE} is the least"
     )
-  return photograph, extractor.extract(photograph)
 
 
 def extract_folder(
@@ -368,40 +436,112 @@ def extract_folder(
       settings, or the disk is full.
   """
   listing = folder.list_photographs(photos)
+  return _extract(
+    extractor,
+    photos,
+    [Item(path) for path in listing.paths],
+    output,
+    problems=listing.problems,
+    dtype=dtype,
+    workers=workers,
+    strict=False,
+  )
+
+
+def extract_items(
+  extractor: Extractor,
+  root: str | os.PathLike,
+  items: Iterable[str | tuple[str, Box | None]],
+  directory: str | os.PathLike,
+  *,
+  dtype: str = "float16",
+  workers: int | None = None,
+  strict: bool = False,
+) -> Counts:
+  """Extracts a list of photographs, or parts of them, into a store.
+
+  As `extract_folder` does, but of the list alone: a store is continued, and
+  what cannot be used is skipped and reported. In the store an item goes by
+  `Item.name`: its path, with the box behind a "#" if it has one; sizes are of
+  the whole photographs, and locations in their pixels.
+
+  Args:
+    extractor: the kind of feature.
+    root: folder that the paths are relative to.
+    items: paths, or (path, box) with edges (top, left, bottom, right) in
+      pixels of the upright original, or None for all of it.
+    directory: of the store.
+    dtype: of descriptors on disk: "float16", "float32" or "int8".
+    workers: photographs at a time; see `in_order`.
+    strict: whether an item that cannot be used is an error.
+
+  Returns:
+    what became of them, in the order of the list.
+
+  Raises:
+    InputError: if the store is of other settings, the disk is full, or
+      `strict` and an item cannot be used.
+    ValueError: if an item is listed twice.
+  """
+  items = [Item(i) if isinstance(i, str) else Item(*i) for i in items]
+  return _extract(
+    extractor,
+    root,
+    items,
+    directory,
+    problems=(),
+    dtype=dtype,
+    workers=workers,
+    strict=strict,
+  )
+
+
+def _extract(
+  extractor: Extractor,
+  root: str | os.PathLike,
+  items: Sequence[Item],
+  directory: str | os.PathLike,
+  *,
+  problems: Iterable[tuple[str, str]],
+  dtype: str,
+  workers: int | None,
+  strict: bool,
+) -> Counts:
+  """Extracts items into a store; `problems` are reported besides."""
+  names = frozenset(item.name for item in items)
+  if len(names) < len(items):
+    raise ValueError("an item is listed twice")
   settings = {
     **extractor.settings,
     "features": extractor.source,
-    "photos": os.path.abspath(photos),
+    "photos": os.path.abspath(root),
   }
-  skipped = list(listing.problems)
+  skipped = list(problems)
   done = count = 0
-  with store.open_writer(output, settings=settings, dtype=dtype) as writer:
-    kept = len(writer.done.intersection(listing.paths))
-    todo = [path for path in listing.paths if path not in writer.done]
-    for path, reason in listing.problems:
+  with store.open_writer(directory, settings=settings, dtype=dtype) as writer:
+    kept = len(names & writer.done)
+    todo = [item for item in items if item.name not in writer.done]
+    for path, reason in skipped:
       writer.skip(path, reason)
 
-    def work(path):
+    def work(item):
       try:
-        return extract_file(extractor, Path(photos) / path)
+        return extract_item(extractor, root, item)
       except InputError as error:
         return error
 
     results = in_order(work, todo, workers)
-    for path, result in progress.track(
+    for item, result in progress.track(
       results, label="extract", unit="photograph", total=len(todo)
     ):
       if isinstance(result, InputError):
-        writer.skip(path, str(result))
-        skipped.append((path, str(result)))
+        if strict:
+          raise result
+        writer.skip(item.name, str(result))
+        skipped.append((item.name, str(result)))
         continue
-      photograph, features = result
-      writer.add(
-        path,
-        height=photograph.height,
-        width=photograph.width,
-        features=features,
-      )
+      (height, width), features = result
+      writer.add(item.name, height=height, width=width, features=features)
       done += 1
       count += len(features.mask)
     writer.finish()

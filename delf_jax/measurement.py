@@ -1,51 +1,85 @@
 """Extracts, indexes, searches and measures: what `delf_jax.evaluate` runs.
 
-Training validates with the same code.
+Training validates with the same code. Whatever measurements may share lies in
+a cache, each thing under a digest of what it depends on: features, indexes and
+what every query found. A measurement that is done is known by the digest of
+all it depends on, the code that searches among it, and is not run again; one
+that was killed goes on at the query where it was.
 """
 
+import dataclasses
 import json
-import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from delf_jax import (
-  database,
-  drawing,
+  cached_database,
   extraction,
+  feature_cache,
   html_report,
-  index,
+  precision_plots,
   progress,
   retrieval,
 )
-from delf_jax.data import folder
-from delf_jax.errors import InputError
-from delf_jax.evaluation import protocols
-from delf_jax.features import store
+from delf_jax.data.retrieval_sets import RetrievalSet
+from delf_jax.evaluation import metrics, results
+from delf_jax.feature_cache import Selection
+from delf_jax.items import Item
 
-Rankings = dict[str, list[tuple[str, int]]]
+Ranking = list[tuple[str, float]]
+Rankings = dict[str, Ranking]
+
+METRICS, RANKINGS, CURVE = "metrics.json", "rankings.json", "curve.json"
+PLOT = "precision_recall.png"
+
+# What rankings and metrics depend on besides data and options, by their places
+# in this package.
+_SEARCH_CODE = (
+  "retrieval.py",
+  "voting.py",
+  "matching.py",
+  "match_score.py",
+  "geometry/*.py",
+  "index/*.py",
+  "cached_database.py",
+)
+_METRIC_CODE = ("measurement.py", "evaluation/*.py")
 
 
 def evaluate(
   extractor: extraction.Extractor,
+  retrieval_set: RetrievalSet,
   *,
-  photos: str,
-  ground_truth: str,
-  distractors: str | None,
-  output: str,
+  output: str | Path,
+  cache: str | Path | None = None,
   kind: str = "exact",
+  index_options: Mapping[str, Any] | None = None,
+  selection: Selection = feature_cache.EVERYTHING,
   workers: int | None = None,
   **search: Any,
 ) -> dict[str, Any]:
-  """Extracts, indexes, searches and measures.
+  """Extracts, indexes, searches and measures, as far as it is not done.
+
+  Queries are cut out of their photographs before extraction where the set says
+  so. A query whose photograph is in the database does not find itself, unless
+  the ground truth lists it among what is to be found.
+
+  Memory: the index, and the descriptors of the database as float32, but with
+  an inverted file, where they stay on the disk.
 
   Args:
     extractor: the features to measure.
-    photos: folder of the database.
-    ground_truth: JSON file, see `delf_jax.evaluate`.
-    distractors: folder of distractor queries, or None.
-    output: directory of results; its features are reused if they fit.
+    retrieval_set: database, queries and distractor queries.
+    output: directory of results: metrics.json, rankings.json, curve.json and
+      precision_recall.png.
+    cache: directory of what measurements share; by default within `output`.
     kind: of index.
+    index_options: of its `build`.
+    selection: which part of the extracted features is used.
     workers: photographs extracted at a time.
     search: options of `retrieval.search`.
 
@@ -53,103 +87,222 @@ def evaluate(
     what `metrics.json` holds.
 
   Raises:
-    InputError: if a folder or the ground truth is unfit.
+    InputError: if photographs or options are unfit.
   """
-  truth = protocols.read_ground_truth(ground_truth)
-  protocols.check_paths(truth, folder.list_photographs(photos).paths)
-  _check_apart(photos, distractors)
   output = Path(output)
-  opened = _features(extractor, photos, output / "features", workers)
-  searchable = database.connect(
-    opened, index.build_index(kind, opened.descriptors())
+  cache = Path(cache or output / "cache")
+  index_options = dict(index_options or {})
+  if search.get("score", retrieval.SCORE) == "probability":
+    search["calibration"] = search.get(
+      "calibration"
+    ) or extraction.calibration_of(extractor.settings, extractor.source)
+  start = time.perf_counter()
+  items = _items(retrieval_set)
+  stamps = feature_cache.stamps(
+    retrieval_set.root, [item.path for item in items]
   )
-  missing = sorted({query.path for query in truth.queries} - set(opened.paths))
-  for path in missing:
-    print(f"query {path!r} could not be used; its positives count as missed")
+  searched = feature_cache.digest(
+    {
+      "features": dict(extractor.settings),
+      "selection": selection,
+      "database": [[path, stamps[path]] for path in retrieval_set.database],
+      "index": [kind, index_options],
+      "search": [search, _code(_SEARCH_CODE)],
+    }
+  )
+  depends = feature_cache.digest(
+    {
+      "searched": searched,
+      "stamps": stamps,
+      "set": {
+        field.name: getattr(retrieval_set, field.name)
+        for field in dataclasses.fields(retrieval_set)
+      },
+      "code": _code(_METRIC_CODE),
+    }
+  )
+  done = read_result(output)
+  if done and done["depends"] == depends:
+    return done
 
-  numbers = {path: i for i, path in enumerate(opened.paths)}
-  queries = [query.path for query in truth.queries if query.path in numbers]
-  rankings = _rank(opened, queries, searchable, leave_out=numbers, **search)
-  rankings |= {path: [] for path in missing}
-  distractor_rankings = {}
-  if distractors:
-    others = _features(
-      extractor, distractors, output / "distractor_features", workers
-    )
-    distractor_rankings = _rank(
-      others, others.paths, searchable, leave_out={}, **search
-    )
-
-  result = protocols.evaluate(truth, rankings, distractor_rankings)
-  curve = result.pop("curve")
+  cached = feature_cache.extract(
+    extractor, retrieval_set.root, items, cache, workers=workers
+  )
+  for _, reason in (*retrieval_set.problems, *cached.skipped):
+    print(f"skipped {reason}")
+  extracted = time.perf_counter()
+  searchable = cached_database.open_database(
+    cached, retrieval_set.database, cache, kind, index_options, selection
+  )
+  indexed = time.perf_counter()
+  journal = cache / "rankings" / f"{searched}.jsonl"
+  rankings, distractor_rankings = _rank(
+    retrieval_set, cached, searchable, selection, journal, search
+  )
+  ranked = time.perf_counter()
+  measured = results.measure(retrieval_set, rankings, distractor_rankings)
+  result = measured.as_json()
   result["settings"] = {
     **extractor.settings,
-    **search,
+    **json.loads(json.dumps(search, default=str)),
+    "selection": dataclasses.asdict(selection),
     "index": kind,
-    "photographs": len(opened.paths),
-    "descriptors": int(opened.offsets[-1]),
+    "index_options": index_options,
+    "photographs": len(searchable.paths),
+    "descriptors": int(searchable.offsets[-1]),
   }
-  html_report.write_png(
-    output / "precision_recall.png",
-    drawing.plot_precision_recall({extractor.settings["kind"]: curve}),
-  )
+  result["seconds"] = {
+    "extract": round(extracted - start, 2),
+    "index": round(indexed - extracted, 2),
+    "search": round(ranked - indexed, 2),
+    "metrics": round(time.perf_counter() - ranked, 2),
+  }
+  result["depends"] = depends
+  output.mkdir(parents=True, exist_ok=True)
+  name = extractor.settings["kind"]
+  pixels, _ = precision_plots.plot({name: measured.curve})
+  html_report.write_png(output / PLOT, pixels)
   _write_json(
-    output / "rankings.json",
-    {"queries": rankings, "distractors": distractor_rankings},
+    output / RANKINGS, {"queries": rankings, "distractors": distractor_rankings}
   )
-  _write_json(output / "metrics.json", result)
+  _write_json(output / CURVE, _points(measured.curve))
+  # Last: it says that the rest is there.
+  _write_json(output / METRICS, result)
   return result
 
 
-def _check_apart(photos: str, distractors: str | None) -> None:
-  """Refuses folders of which one lies in the other."""
-  if not distractors:
-    return
-  one, other = os.path.realpath(photos), os.path.realpath(distractors)
-  if os.path.commonpath([one, other]) in (one, other):
-    raise InputError(
-      f"--distractors {distractors!r} and --photos {photos!r} overlap; a "
-      f"distractor query must not be in the database"
+def read_result(output: str | Path) -> dict[str, Any] | None:
+  """Returns what `evaluate` wrote to a directory, or None."""
+  try:
+    found = json.loads((Path(output) / METRICS).read_text())
+  except (OSError, ValueError):
+    return None
+  return found if isinstance(found, dict) and "depends" in found else None
+
+
+def _items(retrieval_set: RetrievalSet) -> list[Item]:
+  """Lists what is extracted, each once."""
+  return list(
+    dict.fromkeys(
+      [
+        *map(Item, retrieval_set.database),
+        *retrieval_set.query_items,
+        *retrieval_set.distractor_items,
+      ]
     )
-
-
-def _features(
-  extractor: extraction.Extractor,
-  photos: str,
-  directory: Path,
-  workers: int | None,
-) -> store.Store:
-  counts = extraction.extract_folder(
-    extractor, photos, directory, workers=workers
   )
-  for _, reason in counts.skipped:
-    print(f"skipped {reason}")
-  return store.open_store(directory)
+
+
+def _code(patterns: Iterable[str]) -> str:
+  """Returns a digest of sources of this package."""
+  package = Path(__file__).parent
+  return feature_cache.digest(
+    {
+      str(path.relative_to(package)): path.read_text()
+      for pattern in patterns
+      for path in sorted(package.glob(pattern))
+    }
+  )
 
 
 def _rank(
-  opened: store.Store,
-  queries: Iterable[str],
+  retrieval_set: RetrievalSet,
+  cached: feature_cache.Cached,
   searchable: retrieval.Database,
-  *,
-  leave_out: Mapping[str, int],
-  **search: Any,
-) -> Rankings:
-  """Searches with photographs of a store."""
-  queries = list(queries)
-  numbers = {path: i for i, path in enumerate(opened.paths)}
-  rankings = {}
-  for path in progress.track(queries, label="search", unit="query"):
-    number = numbers[path]
-    matches = retrieval.search(
-      opened.features(number),
-      tuple(opened.sizes[number]),
-      searchable,
-      leave_out=leave_out.get(path),
-      **search,
-    )
-    rankings[path] = [(match.path, match.score) for match in matches]
-  return rankings
+  selection: Selection,
+  journal: Path,
+  search: Mapping[str, Any],
+) -> tuple[Rankings, Rankings]:
+  """Searches with every query that the journal does not know yet.
+
+  Returns:
+    what the queries and what the distractor queries found. A query that could
+    not be used found nothing.
+  """
+  numbers = {path: number for number, path in enumerate(searchable.paths)}
+  known = _read_journal(journal)
+
+  def key(item: Item, left_out: str | None) -> str:
+    return json.dumps([item.name, cached.stamps[item.path], left_out])
+
+  jobs = [
+    (query.item, retrieval_set.left_out(query))
+    for query in retrieval_set.truth.queries
+  ]
+  for item, _ in jobs:
+    if item.name not in cached.numbers:
+      print(
+        f"query {item.name!r} could not be used: all it had to find counts "
+        f"as missed"
+      )
+  jobs += [(item, None) for item in retrieval_set.distractor_items]
+  missing = [
+    (item, left_out)
+    for item, left_out in jobs
+    if item.name in cached.numbers and key(item, left_out) not in known
+  ]
+  journal.parent.mkdir(parents=True, exist_ok=True)
+  with open(journal, "a") as file:
+    for item, left_out in progress.track(missing, label="search", unit="query"):
+      matches = retrieval.search(
+        cached.features(item.name, selection),
+        cached.size(item.name),
+        searchable,
+        leave_out=numbers.get(left_out),
+        **search,
+      )
+      known[key(item, left_out)] = [(one.path, one.score) for one in matches]
+      entry = [key(item, left_out), known[key(item, left_out)]]
+      file.write(json.dumps(entry) + "\n")
+      file.flush()
+  found = [
+    (item.name, known.get(key(item, left_out), [])) for item, left_out in jobs
+  ]
+  count = len(retrieval_set.truth.queries)
+  return dict(found[:count]), dict(found[count:])
+
+
+def _read_journal(path: Path) -> Rankings:
+  """Reads what earlier runs found, and cuts off a line that was not finished.
+
+  Another measurement with the same database may have asked the same queries.
+  """
+  try:
+    content = path.read_bytes()
+  except OSError:
+    return {}
+  whole = content[: content.rfind(b"\n") + 1]
+  if len(whole) < len(content):
+    html_report.write_file(path, whole)
+  entries = map(json.loads, whole.splitlines())
+  return {
+    key: [(found, score) for found, score in ranking]
+    for key, ranking in entries
+  }
+
+
+def read_curve(output: str | Path) -> precision_plots.Curve | None:
+  """Returns the curve that `evaluate` wrote to a directory, or None."""
+  try:
+    found = json.loads((Path(output) / CURVE).read_text())
+  except (OSError, ValueError):
+    return None
+  arrays = {name: np.array(values) for name, values in found.items()}
+  if "recall" in arrays:
+    return metrics.PrecisionRecall(**arrays)
+  return metrics.PrecisionCounts(**arrays)
+
+
+def _points(
+  curve: precision_plots.Curve,
+) -> dict[str, list[float]]:
+  """Thins a curve to the thresholds at which it finds more."""
+  found = np.asarray(curve[-1])  # recall, or true positives
+  kept = np.flatnonzero(np.diff(found, prepend=-1) > 0)
+  return {
+    name: np.asarray(values)[kept].tolist()
+    for name, values in curve._asdict().items()
+  }
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -15,8 +15,13 @@ import numpy as np
 from PIL import Image
 
 from delf_jax import checkpoint, extraction, hosts, measurement
-from delf_jax.data import examples, pipeline, synthetic_folder
+from delf_jax.data import (
+  examples,
+  retrieval_sets,
+  synthetic_folder,
+)
 from delf_jax.data.photographs import decode_photograph
+from delf_jax.data.retrieval_sets import RetrievalSet
 from delf_jax.errors import InputError
 from delf_jax.evaluation import metrics
 from delf_jax.models.delf import Delf
@@ -38,7 +43,7 @@ def classification(
     step: (variables, batch with a leading axis of devices) -> sums of "loss",
       "correct" and "count" over all devices of all processes.
     variables: of the network.
-    batches: of `pipeline.evaluation_batches`.
+    batches: of `pipeline.evaluation_batches`, or of `pipeline.pair_batches`.
 
   Returns:
     "loss" and "accuracy"; none if there is nothing to average.
@@ -47,8 +52,9 @@ def classification(
   totals = {"loss": 0.0, "correct": 0.0, "count": 0.0}
   for batch in batches:
     arrays = {
-      name: batch[name].reshape(devices, -1, *batch[name].shape[1:])
-      for name in ("pixels", "labels", "weights")
+      name: value.reshape(devices, -1, *value.shape[1:])
+      for name, value in batch.items()
+      if name != "names"
     }
     for name, value in step(variables, arrays).items():
       totals[name] += float(value)
@@ -192,21 +198,6 @@ def separation(maps: Iterable[ScoreMap]) -> dict[str, float]:
   }
 
 
-@dataclasses.dataclass(frozen=True)
-class RetrievalSet:
-  """What `measurement.evaluate` searches.
-
-  Attributes:
-    photos: folder of the database.
-    ground_truth: JSON file.
-    distractors: folder of queries that have nothing to find, or None.
-  """
-
-  photos: str
-  ground_truth: str
-  distractors: str | None
-
-
 def open_retrieval_set(
   kind: str,
   source: Any,
@@ -245,15 +236,15 @@ def open_retrieval_set(
         "config.validation.retrieval of kind 'folder' needs photos=DIR and "
         "ground_truth=FILE.json"
       )
-    return RetrievalSet(photos, ground_truth, distractors or None)
-  made = RetrievalSet(
-    str(directory / "photos"),
-    str(directory / "ground_truth.json"),
-    str(directory / "distractors"),
-  )
-  if Path(made.ground_truth).exists():
-    return made
-  if kind == "synthetic":
+    return retrieval_sets.open_set(
+      "json",
+      photos,
+      ground_truth=ground_truth,
+      distractors=distractors or None,
+    )
+  if (directory / "ground_truth.json").exists():
+    pass  # an earlier run made it
+  elif kind == "synthetic":
     synthetic_folder.write_folder(
       directory,
       seed=seed,
@@ -270,7 +261,12 @@ def open_retrieval_set(
       f"unknown kind {kind!r} of config.validation.retrieval; expected "
       f"{', '.join(map(repr, RETRIEVAL_SETS))}"
     )
-  return made
+  return retrieval_sets.open_set(
+    "json",
+    directory / "photos",
+    ground_truth=directory / "ground_truth.json",
+    distractors=directory / "distractors",
+  )
 
 
 def _write_held_out(
@@ -338,9 +334,7 @@ def retrieval(
     max_side=max_side,
   )
   with tempfile.TemporaryDirectory() as output:
-    found = measurement.evaluate(
-      extractor, **dataclasses.asdict(benchmark), output=output
-    )
+    found = measurement.evaluate(extractor, benchmark, output=output)
   figures = {"mAP": found["mAP_medium"], "R@90": found["R@90"]}
   return {
     name: value / 100
@@ -390,13 +384,12 @@ class Validator:
     *,
     stage: str,
     step: Callable[..., Mapping[str, jax.Array]],
+    batches: Callable[[], Iterable[Mapping[str, Any]]],
     model: checkpoint.Model,
     train: Any,
     source: Any,
     benchmark: RetrievalSet | None,
-    batch_size: int,
-    resize: int,
-    crop: int,
+    side: int,
     reduction_dim: int,
   ) -> None:
     """Prepares the validation of a stage.
@@ -405,24 +398,24 @@ class Validator:
       options: of all stages.
       stage: a key of `training.step.STAGES`.
       step: the compiled evaluation step.
+      batches: makes the batches that it sees; none make no figures.
       model: the network with its settings; its variables do not matter.
       train: training photographs, for the reduction.
-      source: validation photographs.
+      source: validation photographs, for score maps.
       benchmark: for retrieval, or None.
-      batch_size: over all processes.
-      resize: side of the central square.
-      crop: side of the central window.
+      side: of the central square that score maps show.
       reduction_dim: of the features that retrieval compares.
     """
     self._options = options
-    self._stage = stage
     self._step = step
     self._train = train
     self._source = source
     self._benchmark = benchmark
-    self._sizes = {"batch_size": batch_size, "resize": resize, "crop": crop}
+    self._batches = batches
+    self._side = side
     self._reduction_dim = reduction_dim
-    score = "l2_norm" if stage == "descriptors" else model.extraction["score"]
+    self._has_attention = stage not in ("descriptors", "correspondence")
+    score = model.extraction["score"] if self._has_attention else "l2_norm"
     self._model = dataclasses.replace(
       model, extraction={**model.extraction, "score": score}
     )
@@ -435,23 +428,11 @@ class Validator:
 
     Every process calls this; retrieval and score maps are the first's alone.
     """
-    figures = {}
-    if len(self._source):
-      figures |= classification(
-        self._step,
-        variables,
-        pipeline.evaluation_batches(
-          self._source,
-          **self._sizes,
-          limit=self._options.photographs or None,
-          process_index=jax.process_index(),
-          process_count=jax.process_count(),
-        ),
-      )
+    figures = classification(self._step, variables, self._batches())
     if not hosts.is_primary():
       return figures
     variables = jax.tree.map(np.asarray, dict(variables))
-    if self._stage != "descriptors" and len(self._source):
+    if self._has_attention and len(self._source):
       figures |= separation(self.maps(variables, self._options.score_maps))
     if with_retrieval and self._benchmark is not None:
       model = dataclasses.replace(self._model, variables=variables)
@@ -476,6 +457,6 @@ class Validator:
       variables,
       self._source,
       count=count,
-      side=self._sizes["resize"],
+      side=self._side,
       stride=self._model.network.receptive_field.stride,
     )

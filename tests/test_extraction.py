@@ -14,6 +14,7 @@ from delf_jax import checkpoint, extraction
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
 from delf_jax.features import store
+from delf_jax.items import Item
 from delf_jax.models.normalisation import NORMALISATIONS
 
 
@@ -227,6 +228,109 @@ def test_a_backbone_without_attention(tmp_path, changes):
   for score in ("attention", "product"):
     with pytest.raises(InputError, match="no attention head"):
       extraction.open_extractor(path, score=score)
+
+
+@pytest.mark.parametrize("kind", ["rootsift", "delf"])
+@pytest.mark.parametrize("max_side", [64, 512])
+def test_features_of_a_part_are_those_of_a_file_that_shows_it_alone(
+  tmp_path, tiny_checkpoint, kind, max_side
+):
+  pixels = textured(150, 220, 5)
+  write(tmp_path / "photos/whole.png", pixels)
+  box = (20.4, 60.0, 120, 200.6)
+  write(tmp_path / "alone/part.png", pixels[20:120, 60:201])
+  extractor = extraction.open_extractor(
+    tiny_checkpoint if kind == "delf" else kind, max_side=max_side
+  )
+  counts = extraction.extract_items(
+    extractor,
+    tmp_path / "photos",
+    ["whole.png", ("whole.png", box)],
+    tmp_path / "store",
+  )
+  assert counts.done == 2 and counts.skipped == ()
+  opened = store.open_store(tmp_path / "store")
+  assert opened.paths == ("whole.png", "whole.png#20.4,60,120,200.6")
+  # Sizes and locations are of the whole photograph.
+  assert opened.sizes.tolist() == [[150, 220]] * 2
+  extraction.extract_folder(extractor, tmp_path / "alone", tmp_path / "other")
+  alone = store.open_store(tmp_path / "other").features(0)
+  part = opened.features(1)
+  assert len(part.mask) > 10
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    part,
+    alone.replace(locations=alone.locations + np.float32([20, 60])),
+  )
+  # Not those features of the whole photograph that lie in the box.
+  whole = opened.features(0)
+  assert len(part.mask) != len(whole.mask) or not np.array_equal(
+    part.descriptors, whole.descriptors
+  )
+
+
+def test_a_box_is_of_the_upright_photograph(tmp_path):
+  pixels = textured(90, 160, 6)
+  image = Image.fromarray(np.rot90(pixels))
+  exif = Image.Exif()
+  exif[0x0112] = 6  # to be turned by a quarter, clockwise
+  path = tmp_path / "lying.png"
+  image.save(path, exif=exif)
+  write(tmp_path / "upright.png", pixels)
+  extractor = extraction.open_extractor("rootsift")
+  item = Item("lying.png", (10, 20, 80, 140))
+  size, lying = extraction.extract_item(extractor, tmp_path, item)
+  _, upright = extraction.extract_item(
+    extractor, tmp_path, item._replace(path="upright.png")
+  )
+  assert size == (90, 160)
+  jax.tree.map(np.testing.assert_array_equal, lying, upright)
+
+
+def test_items_that_cannot_be_used_are_named(photos, tmp_path):
+  extractor = extraction.open_extractor("rootsift")
+  items = [
+    ("one.png", (10, 10, 70, 90)),
+    ("one.png", (200, 10, 270, 90)),
+    ("one.png", (10, 10, 20, 90)),
+    ("cut.png", (0, 0, 50, 50)),
+    ("nowhere.png", None),
+    "deep/three.png",
+  ]
+  counts = extraction.extract_items(extractor, photos, items, tmp_path / "out")
+  assert counts.done == 2
+  names = [name for name, _ in counts.skipped]
+  assert names == [
+    "one.png#200,10,270,90",
+    "one.png#10,10,20,90",
+    "cut.png#0,0,50,50",
+    "nowhere.png",
+  ]
+  for message, (_, reason) in zip(
+    ("lies outside", "80 x 10 pixels are too small", "damaged", "not exist"),
+    counts.skipped,
+    strict=True,
+  ):
+    assert message in reason
+  for number in (1, 2, 3, 4):
+    with pytest.raises(InputError, match=r"one\.png|cut\.png|nowhere\.png"):
+      extraction.extract_items(
+        extractor,
+        photos,
+        [items[number]],
+        tmp_path / f"strict{number}",
+        strict=True,
+      )
+  again = extraction.extract_items(extractor, photos, items, tmp_path / "out")
+  assert (again.done, again.kept) == (0, 2)
+  more = extraction.extract_items(
+    extractor, photos, [*items[:1], ("one.png", None)], tmp_path / "out"
+  )
+  assert (more.done, more.kept) == (1, 1)
+  with pytest.raises(ValueError, match="listed twice"):
+    extraction.extract_items(
+      extractor, photos, ["one.png", ("one.png", None)], tmp_path / "out"
+    )
 
 
 def test_an_empty_folder_and_an_unreadable_one(tmp_path):

@@ -199,3 +199,93 @@ def test_area_under_roc_counts_pairs():
   assert metrics.area_under_roc([3, 2, 1], [True, False, False]) == 1.0
   with pytest.raises(ValueError, match="positives and negatives"):
     metrics.area_under_roc([1, 2], [True, True])
+
+
+def slow_global_average_precision(scores, correct, num_positives):
+  """Down the groups of equal scores; each hit earns its group's precision."""
+  total = Fraction(0)
+  for score in sorted(set(scores)):
+    accepted = [c for s, c in zip(scores, correct, strict=True) if s >= score]
+    hits = sum(
+      c for s, c in zip(scores, correct, strict=True) if s == score and c
+    )
+    total += hits * Fraction(sum(accepted), len(accepted))
+  return float(total / num_positives)
+
+
+def test_global_average_precision_by_hand():
+  # Hits at ranks 1 and 3, and one query without an answer.
+  gap = metrics.global_average_precision([9, 8, 7], [True, False, True], 3)
+  assert gap == pytest.approx((1 + 2 / 3) / 3)
+  # Of equal scores, one right and one wrong: in neither order 1.
+  for correct in ([True, False], [False, True]):
+    assert metrics.global_average_precision([5, 5], correct, 1) == 0.5
+  assert metrics.global_average_precision([], [], 4) == 0
+
+
+def test_global_average_precision_is_the_slow_one_in_any_order():
+  rng = np.random.default_rng(5)
+  for _ in range(100):
+    n = int(rng.integers(1, 30))
+    scores, correct = rng.integers(0, 8, n), rng.random(n) < 0.4
+    positives = int(correct.sum() + rng.integers(1, 4))
+    ours = metrics.global_average_precision(scores, correct, positives)
+    slow = slow_global_average_precision(
+      scores.tolist(), correct.tolist(), positives
+    )
+    assert ours == pytest.approx(slow)
+    order = rng.permutation(n)
+    assert ours == metrics.global_average_precision(
+      scores[order], correct[order], positives
+    )
+
+
+def test_average_precision_at_k_by_hand():
+  at = metrics.average_precision_at_k
+  # Hits at ranks 1 and 3 of two: rectangular, unlike the trapezoidal one.
+  assert at("axb", "ab", k=100) == pytest.approx((1 + 2 / 3) / 2)
+  assert at("axb", "ab", k=2) == pytest.approx(1 / 2)
+  # More positives than places: the places are the denominator.
+  assert at("ab", "abcd", k=2) == 1
+  assert at("jaxb", "ab", "j", k=3) == pytest.approx((1 + 2 / 3) / 2)
+  assert math.isnan(at("ab", ""))
+  with pytest.raises(ValueError, match="k must be"):
+    at("ab", "a", k=0)
+
+
+def test_average_precision_at_k_is_the_published_sum():
+  rng = np.random.default_rng(6)
+  for _ in range(50):
+    ranking, positives, junk = random_ranking(rng)
+    k = int(rng.integers(1, 12))
+    kept = [item for item in ranking if item not in junk][:k]
+    total = hits = 0
+    for place, item in enumerate(kept, start=1):
+      if item in positives:
+        hits += 1
+        total += hits / place
+    expected = total / min(len(positives), k)
+    ours = metrics.average_precision_at_k(ranking, positives, junk, k=k)
+    assert ours == pytest.approx(expected)
+
+
+def test_true_positives_at_precision():
+  # Precisions 1, 1, 2/3, 3/4, 3/5.
+  curve = metrics.precision_counts([9, 8, 7, 6, 5], [1, 1, 0, 1, 0])
+  np.testing.assert_array_equal(curve.true_positives, [1, 2, 2, 3, 3])
+  at = metrics.true_positives_at_precision
+  assert at(curve, 0.9) == 2
+  assert at(curve, 0.75) == 3
+  assert at(curve, 0.5) == 3
+  # Half-way from 3 at 3/4 to 3 at 3/5; from 2 at 1 to 2 at 2/3.
+  assert at(curve, 0.7, interpolate=True) == 3
+  assert at(curve, 0.9, interpolate=True) == 2
+  rising = metrics.precision_counts([9, 8, 8, 8], [1, 1, 0, 0])
+  # 1 at precision 1, 2 at precision 1/2: the line meets 3/4 at 1.5.
+  assert at(rising, 0.75) == 1
+  assert at(rising, 0.75, interpolate=True) == pytest.approx(1.5)
+  assert at(rising, 0.5, interpolate=True) == 2
+  for interpolate in (False, True):
+    worst = metrics.precision_counts([9], [0])
+    assert at(worst, 0.9, interpolate=interpolate) == 0
+    assert at(metrics.precision_counts([], []), 0.9) == 0

@@ -41,6 +41,32 @@ def test_reads_the_revisited_form_and_ignores_the_rest(tmp_path):
   protocols.check_paths(truth, names)
 
 
+def test_a_photograph_may_be_the_query_of_several_boxes(tmp_path):
+  file = write(
+    tmp_path / "truth.json",
+    {
+      "queries": [
+        entry(box=[1, 2, 30.5, 40]),
+        entry(box=[5, 2, 30.5, 40]),
+        entry(box=None),
+      ]
+    },
+  )
+  truth = protocols.read_ground_truth(file)
+  assert [query.id for query in truth.queries] == [
+    "q#1,2,30.5,40",
+    "q#5,2,30.5,40",
+    "q",
+  ]
+  assert truth.queries[0].item == ("q", (1, 2, 30.5, 40))
+  rankings = {query.id: [("a", 9)] for query in truth.queries}
+  assert protocols.evaluate(truth, rankings, {})["mAP_medium"] == 100
+  assert protocols.uncropped(truth).queries == (QueryTruth("q", ("a",)),)
+  write(tmp_path / "truth.json", {"queries": [entry(box=[1, 2, 3, 4])] * 2})
+  with pytest.raises(InputError, match="query 1 and again query 2"):
+    protocols.read_ground_truth(file)
+
+
 @pytest.mark.parametrize(
   ("content", "message"),
   [
@@ -119,6 +145,14 @@ def test_evaluate_by_hand():
   )
   curve = result.pop("curve")
   assert result == {
+    # Without hard: a, then wrong; c, and d never came back.
+    "mAP_easy": pytest.approx(100 * (1 + 0.5) / 2),
+    "mP@1_easy": pytest.approx(100),
+    "mP@5_easy": pytest.approx(100 * (1 + 1 / 5) / 2),
+    "mP@10_easy": pytest.approx(100 * (1 + 1 / 10) / 2),
+    "mP@1_hard": pytest.approx(0),
+    "mP@5_hard": pytest.approx(100 / 2),
+    "mP@10_hard": pytest.approx(100 / 2),
     "mAP_medium": pytest.approx(100 * ((0.5 + 7 / 24) + 0.5) / 2),
     "mAP_hard": pytest.approx(100 * 0.25),
     "mP@1": pytest.approx(100),
@@ -162,9 +196,10 @@ def test_without_hard_photographs_hard_is_not_defined():
 
 def slow_evaluate(truth, rankings, distractors):
   """Counts, for every query and threshold, what equations 2 and 3 count."""
-  ranked = {"mAP_medium": [], "mAP_hard": []}
+  ranked = {"mAP_easy": [], "mAP_medium": [], "mAP_hard": []}
   for query in truth.queries:
     for name, positives, junk in (
+      ("mAP_easy", query.easy, query.junk + query.hard),
       ("mAP_medium", query.easy + query.hard, query.junk),
       ("mAP_hard", query.hard, query.junk + query.easy),
     ):

@@ -13,7 +13,6 @@ from delf_jax import checkpoint, validation
 from delf_jax.data import landmarks
 from delf_jax.data.sources import FileSource
 from delf_jax.errors import InputError
-from delf_jax.evaluation import protocols
 from delf_jax.models.normalisation import NORMALISATIONS
 
 
@@ -130,10 +129,9 @@ def labelled(tmp_path):
 def test_held_out_photographs_become_a_benchmark(labelled, tmp_path):
   directory = tmp_path / "benchmark"
   made = validation.open_retrieval_set("held_out", labelled, directory)
-  truth = protocols.read_ground_truth(made.ground_truth)
   # A quarter of five landmarks, rounded down, is one.
-  assert len(truth.queries) == 4
-  assert all(len(query.easy) == 2 for query in truth.queries)
+  assert len(made.truth.queries) == 4 and len(made.distractors) == 3
+  assert all(len(query.easy) == 2 for query in made.truth.queries)
   photos = {p.parent.name for p in (directory / "photos").rglob("*.jpg")}
   apart = {p.parent.name for p in (directory / "distractors").rglob("*.jpg")}
   assert len(photos) == 4 and len(apart) == 1 and not photos & apart

@@ -26,6 +26,23 @@ class PrecisionRecall(NamedTuple):
   recall: np.ndarray
 
 
+class PrecisionCounts(NamedTuple):
+  """One point for each distinct score, from the highest to the lowest.
+
+  For sets of which nobody knows how much there is to find.
+
+  Attributes:
+    thresholds: [t] float64, strictly decreasing. What scores at least the
+      threshold is accepted.
+    precision: [t] float64, the correct share of what is accepted.
+    true_positives: [t] int64, how much of it is correct; never decreases.
+  """
+
+  thresholds: np.ndarray
+  precision: np.ndarray
+  true_positives: np.ndarray
+
+
 def average_precision(
   ranking: Sequence[Hashable],
   positives: Collection[Hashable],
@@ -58,6 +75,42 @@ def average_precision(
   before = np.where(ranks > 0, found / np.maximum(ranks, 1), 1.0)
   after = (found + 1) / (ranks + 1)
   return float(np.sum(before + after) / (2 * num_positives))
+
+
+def average_precision_at_k(
+  ranking: Sequence[Hashable],
+  positives: Collection[Hashable],
+  junk: Collection[Hashable] = (),
+  *,
+  k: int = 100,
+) -> float:
+  """Average precision of the first k, as Google Landmarks v2 defines it.
+
+  The precision at each positive among the first k, summed, and divided by the
+  number of positives or by k, whichever is less (Weyand et al., Google
+  Landmarks Dataset v2, 2020, equation 2). It is the rectangular rule.
+
+  Args:
+    ranking: distinct ids, best first.
+    positives: ids to be found.
+    junk: ids to be ignored.
+    k: at least 1.
+
+  Returns:
+    In [0, 1]; nan without positives.
+
+  Raises:
+    ValueError: for k below 1, an id that is ranked twice, or positive and junk.
+  """
+  if k < 1:
+    raise ValueError(f"k must be at least 1, not {k}")
+  ranks = _positive_ranks(ranking, positives, junk)
+  num_positives = len(frozenset(positives))
+  if not num_positives:
+    return float("nan")
+  ranks = ranks[ranks < k]
+  precisions = np.arange(1, len(ranks) + 1) / (ranks + 1)
+  return float(np.sum(precisions) / min(num_positives, k))
 
 
 def precision_at_k(
@@ -129,6 +182,36 @@ def precision_recall(
     ValueError: for nan scores, shapes that disagree, no positives at all, or
       more correct pairs than there are positives.
   """
+  found = int(np.sum(correct))
+  if num_positives < max(1, found):
+    raise ValueError(
+      f"{found} correct pairs and {num_positives} positives: recall is"
+      " not defined"
+    )
+  curve = precision_counts(scores, correct)
+  return PrecisionRecall(
+    curve.thresholds, curve.precision, curve.true_positives / num_positives
+  )
+
+
+def precision_counts(
+  scores: np.ndarray, correct: np.ndarray
+) -> PrecisionCounts:
+  """Precision and true positives of everything returned, at every threshold.
+
+  The precision-TP curve of the paper's figure 4. Equal scores are accepted
+  together, so the order of the input does not matter.
+
+  Args:
+    scores: [n] of every retrieved (query, photograph) pair, higher is better.
+    correct: [n] bool, whether the pair shows the same place.
+
+  Returns:
+    The curve, empty if nothing was retrieved.
+
+  Raises:
+    ValueError: for nan scores, or shapes that disagree.
+  """
   scores = np.asarray(scores, np.float64)
   correct = np.asarray(correct, bool)
   if scores.ndim != 1 or scores.shape != correct.shape:
@@ -137,20 +220,15 @@ def precision_recall(
     )
   if np.isnan(scores).any():
     raise ValueError("a score is nan: it cannot be compared with a threshold")
-  if num_positives < max(1, correct.sum()):
-    raise ValueError(
-      f"{correct.sum()} correct pairs and {num_positives} positives: recall is"
-      " not defined"
-    )
   order = np.argsort(-scores, kind="stable")
   scores = scores[order]
   hits = np.cumsum(correct[order])
   is_last_of_its_score = np.append(scores[1:] != scores[:-1], True)
   last = np.flatnonzero(is_last_of_its_score[: len(scores)])
-  return PrecisionRecall(
+  return PrecisionCounts(
     thresholds=scores[last],
     precision=hits[last] / (last + 1),
-    recall=hits[last] / num_positives,
+    true_positives=hits[last],
   )
 
 
@@ -162,6 +240,63 @@ def recall_at_precision(curve: PrecisionRecall, precision: float) -> float:
   enough.
   """
   return float(np.max(curve.recall[curve.precision >= precision], initial=0.0))
+
+
+def true_positives_at_precision(
+  curve: PrecisionCounts, precision: float, *, interpolate: bool = False
+) -> float:
+  """The most true positives of any threshold with at least this precision.
+
+  TP@90% of the paper for `precision` 0.9 (section 5.4).
+
+  Args:
+    curve: of precision and true positives.
+    precision: from 0 to 1.
+    interpolate: goes on from that threshold in a straight line towards the
+      next, to where the precision is met exactly. The paper's numbers are not
+      whole, so something of the kind was done there; by default nothing is, and
+      the result is what a user could have.
+
+  Returns:
+    a count; 0 if no threshold is precise enough.
+  """
+  enough = np.flatnonzero(curve.precision >= precision)
+  if not len(enough):
+    return 0.0
+  last = int(enough[-1])
+  found = float(curve.true_positives[last])
+  if not interpolate or last + 1 == len(curve.precision):
+    return found
+  above, below = curve.precision[last : last + 2]
+  more = float(curve.true_positives[last + 1]) - found
+  return found + more * float((above - precision) / (above - below))
+
+
+def global_average_precision(
+  scores: np.ndarray, correct: np.ndarray, num_positives: int
+) -> float:
+  """Average precision over the predictions of all queries at once (GAP).
+
+  Also micro-AP: the precision down to each correct prediction, summed, and
+  divided by the number of queries that have something to find (Perronnin et
+  al., 2009; Google Landmarks v2). There, predictions of one score are sorted by
+  their ids; here they are accepted together, so that the order of the input
+  does not matter.
+
+  Args:
+    scores: [n] confidence of each prediction, at most one a query.
+    correct: [n] bool.
+    num_positives: queries with something to find.
+
+  Returns:
+    In [0, 1].
+
+  Raises:
+    ValueError: as `precision_recall`.
+  """
+  curve = precision_recall(scores, correct, num_positives)
+  gained = np.diff(curve.recall, prepend=0.0)
+  return float(np.sum(gained * curve.precision))
 
 
 def area_under_roc(scores: np.ndarray, positive: np.ndarray) -> float:

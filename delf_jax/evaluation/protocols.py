@@ -4,14 +4,18 @@ import dataclasses
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from delf_jax.errors import InputError
 from delf_jax.evaluation import metrics
+from delf_jax.items import Box, Item, is_box
 
 Ranking = Sequence[tuple[str, float]]
 
 _LISTS = ("easy", "hard", "junk")
-_PRECISIONS = {"R@90": 0.90, "R@95": 0.95}
+PRECISIONS = {"R@90": 0.90, "R@95": 0.95}
 _CUTOFFS = (1, 5, 10)
 
 
@@ -24,12 +28,29 @@ class QueryTruth:
     easy: photographs that clearly show the same place.
     hard: photographs that show it from another side, small, hidden, at night.
     junk: photographs that count neither as right nor as wrong.
+    box: the part of the photograph that is the query: edges (top, left, bottom,
+      right) in pixels of the upright original; None for all of it.
   """
 
   path: str
   easy: tuple[str, ...] = ()
   hard: tuple[str, ...] = ()
   junk: tuple[str, ...] = ()
+  box: Box | None = None
+
+  @property
+  def item(self) -> Item:
+    """What to extract for the query: the part in its box, cut out."""
+    return Item(self.path, self.box)
+
+  @property
+  def id(self) -> str:
+    """What rankings are keyed by: the path, with the box if there is one.
+
+    Features of the whole photograph go by another name than the query's, so
+    that a query with a box cannot be searched for uncropped by oversight.
+    """
+    return self.item.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +58,25 @@ class GroundTruth:
   """The queries of a benchmark and what is right for each of them.
 
   Attributes:
-    queries: in the order of the file, no photograph twice.
+    queries: in the order of the file, no query twice.
     source: where it was read from, for messages.
+    keeps_queries: whether a query's own photograph stays in the database and
+      counts as the lists say, as in the original Oxford5k and Paris6k, where it
+      is one of the positives. Otherwise it is left out of its own search.
   """
 
   queries: tuple[QueryTruth, ...]
   source: str = dataclasses.field(default="the ground truth", compare=False)
+  keeps_queries: bool = False
 
 
 def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
   """Reads ground truth in the form of the revisited benchmark, as JSON.
 
   The form is `{"queries": [{"query": PATH, "easy": [PATH, ...], "hard": [...],
-  "junk": [...]}, ...]}`; other keys are ignored.
+  "junk": [...]}, ...]}`; other keys are ignored. A query that is a part of its
+  photograph has "box": [top, left, bottom, right], in pixels of the upright
+  original; then the photograph may be the query of other boxes too.
 
   Raises:
     InputError: if the file cannot be read, is not of that form, or contradicts
@@ -79,10 +106,10 @@ def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
   )
   numbers: dict[str, int] = {}
   for number, query in enumerate(queries, start=1):
-    first = numbers.setdefault(query.path, number)
+    first = numbers.setdefault(query.id, number)
     if first != number:
       raise InputError(
-        f"{source}: {query.path!r} is query {first} and again"
+        f"{source}: {query.id!r} is query {first} and again"
         f" query {number}; keep one"
       )
   if not any(query.easy or query.hard for query in queries):
@@ -91,6 +118,19 @@ def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
       " there is nothing to find"
     )
   return GroundTruth(queries, source)
+
+
+def uncropped(ground_truth: GroundTruth) -> GroundTruth:
+  """Takes the boxes away, so that whole photographs are the queries.
+
+  Published numbers are of cropped queries; this is for comparison alone.
+  Queries that differed only in their boxes become one.
+  """
+  queries = {
+    query.path: dataclasses.replace(query, box=None)
+    for query in ground_truth.queries
+  }
+  return dataclasses.replace(ground_truth, queries=tuple(queries.values()))
 
 
 def check_paths(ground_truth: GroundTruth, paths: Collection[str]) -> None:
@@ -121,6 +161,27 @@ def check_paths(ground_truth: GroundTruth, paths: Collection[str]) -> None:
     )
 
 
+class Pairs(NamedTuple):
+  """What was returned, of all queries and distractor queries, and what counts.
+
+  Attributes:
+    per_query: name of a measure -> [q] float64, fractions; nan for a query
+      without such positives, which its mean leaves out.
+    scores: [n] float64, of the returned (query, photograph) pairs.
+    correct: [n] bool.
+    owners: [n] int64, the query of each pair: 0 to q - 1, then distractors.
+    positives: [q] int64, how many correct pairs there are to find.
+    num_distractors: d.
+  """
+
+  per_query: dict[str, np.ndarray]
+  scores: np.ndarray
+  correct: np.ndarray
+  owners: np.ndarray
+  positives: np.ndarray
+  num_distractors: int
+
+
 def evaluate(
   ground_truth: GroundTruth,
   rankings: Mapping[str, Ranking],
@@ -128,7 +189,8 @@ def evaluate(
 ) -> dict[str, float | int | None | metrics.PrecisionRecall]:
   """Measures ranked and unranked retrieval.
 
-  Ranked: "medium" counts easy and hard as positives; "hard" counts hard and
+  Ranked, in the three set-ups of the revisited benchmark: "easy" counts easy as
+  positives and ignores hard; "medium" counts both; "hard" counts hard and
   ignores easy; junk is always ignored; positives that were not returned are
   missed; queries without positives are left out of the means. Unranked
   (section 4.2 of the paper): the pairs of all queries and distractor queries
@@ -138,69 +200,95 @@ def evaluate(
   Args:
     ground_truth: the queries; each has to have a ranking, an empty one if
       nothing was returned for it.
-    rankings: query -> (path, score) pairs, best first, without the query. The
-      order alone counts for mAP and mP, the scores alone for R@P. A score that
-      is not positive (no inliers) keeps its place in the order, but was not
-      returned in the sense of R@P.
+    rankings: query id -> (path, score) pairs, best first, without the query's
+      own photograph (unless the ground truth keeps it). The order alone counts
+      for mAP and mP, the scores alone for R@P. A score that is not positive
+      (no inliers) keeps its place in the order, but was not returned in the
+      sense of R@P.
     distractor_rankings: the same for queries that have nothing to find.
 
   Returns:
-    `mAP_medium`, `mAP_hard`, `mP@1`, `mP@5`, `mP@10` (medium), `R@90`, `R@95`
-    in percent, None where no query has such positives; `num_queries`,
-    `num_distractors`; and `curve`, the `PrecisionRecall` behind R@P (fractions,
-    and not JSON: pop it before writing the rest).
+    `mAP_easy`, `mAP_medium`, `mAP_hard`, `mP@1`, `mP@5`, `mP@10` (medium; with
+    `_easy` and `_hard` behind them, of those), `R@90`, `R@95` in percent, None
+    where no query has such positives; `num_queries`, `num_distractors`; and
+    `curve`, the `PrecisionRecall` behind R@P (fractions, and not JSON: pop it
+    before writing the rest).
 
   Raises:
     ValueError: if `rankings` and the queries disagree, or a ranking holds its
       own query, a photograph twice, or a nan score, or nothing is to be found.
   """
+  pairs = collect(ground_truth, rankings, distractor_rankings)
+  curve = metrics.precision_recall(
+    pairs.scores, pairs.correct, int(pairs.positives.sum())
+  )
+  fractions = {
+    name: metrics.mean_over_queries(values)
+    for name, values in pairs.per_query.items()
+  }
+  for name, precision in PRECISIONS.items():
+    fractions[name] = metrics.recall_at_precision(curve, precision)
+  return {
+    **{name: percent(fraction) for name, fraction in fractions.items()},
+    "num_queries": len(ground_truth.queries),
+    "num_distractors": len(distractor_rankings),
+    "curve": curve,
+  }
+
+
+def collect(
+  ground_truth: GroundTruth,
+  rankings: Mapping[str, Ranking],
+  distractor_rankings: Mapping[str, Ranking],
+) -> Pairs:
+  """Judges what was returned; see `evaluate`, which sums it up."""
   queries = ground_truth.queries
-  if set(rankings) != {query.path for query in queries}:
+  if set(rankings) != {query.id for query in queries}:
     raise ValueError("rankings must be of exactly the ground truth's queries")
-  medium, hard = [], []
-  precisions: dict[int, list[float]] = {k: [] for k in _CUTOFFS}
-  scores: list[float] = []
-  correct: list[bool] = []
-  for query in queries:
-    paths = [path for path, _ in rankings[query.path]]
-    if query.path in paths:
+  per_query: dict[str, list[float]] = {}
+  scores, correct, owners = [], [], []
+  for number, query in enumerate(queries):
+    paths = [path for path, _ in rankings[query.id]]
+    if query.path in paths and not ground_truth.keeps_queries:
       raise ValueError(f"{query.path!r} is in its own ranking")
     positives = frozenset(query.easy + query.hard)
     junk = frozenset(query.junk)
-    medium.append(metrics.average_precision(paths, positives, junk))
-    hard.append(
-      metrics.average_precision(paths, query.hard, junk.union(query.easy))
-    )
-    for k, values in precisions.items():
-      values.append(metrics.precision_at_k(paths, positives, junk, k=k))
-    for path, score in rankings[query.path]:
+    for setup, wanted, ignored in (
+      ("easy", query.easy, junk.union(query.hard)),
+      ("medium", positives, junk),
+      ("hard", query.hard, junk.union(query.easy)),
+    ):
+      area = metrics.average_precision(paths, wanted, ignored)
+      per_query.setdefault(f"mAP_{setup}", []).append(area)
+      # Those of medium go by the name that they had before there were others.
+      suffix = "" if setup == "medium" else f"_{setup}"
+      for k in _CUTOFFS:
+        share = metrics.precision_at_k(paths, wanted, ignored, k=k)
+        per_query.setdefault(f"mP@{k}{suffix}", []).append(share)
+    for path, score in rankings[query.id]:
       # A nan passes, to be refused by precision_recall.
       if path not in junk and not score <= 0:
         scores.append(score)
         correct.append(path in positives)
-  for ranking in distractor_rankings.values():
+        owners.append(number)
+  for number, ranking in enumerate(distractor_rankings.values(), len(queries)):
     returned = [score for _, score in ranking if not score <= 0]
     scores.extend(returned)
     correct.extend([False] * len(returned))
-  curve = metrics.precision_recall(
-    scores,
-    correct,
-    sum(len(query.easy) + len(query.hard) for query in queries),
+    owners.extend([number] * len(returned))
+  return Pairs(
+    per_query={name: np.array(v) for name, v in per_query.items()},
+    scores=np.array(scores, np.float64),
+    correct=np.array(correct, bool),
+    owners=np.array(owners, np.int64),
+    positives=np.array([len(q.easy) + len(q.hard) for q in queries], np.int64),
+    num_distractors=len(distractor_rankings),
   )
-  fractions = {
-    "mAP_medium": metrics.mean_over_queries(medium),
-    "mAP_hard": metrics.mean_over_queries(hard),
-  }
-  for k, values in precisions.items():
-    fractions[f"mP@{k}"] = metrics.mean_over_queries(values)
-  for name, precision in _PRECISIONS.items():
-    fractions[name] = metrics.recall_at_precision(curve, precision)
-  return {
-    **{name: _percent(fraction) for name, fraction in fractions.items()},
-    "num_queries": len(queries),
-    "num_distractors": len(distractor_rankings),
-    "curve": curve,
-  }
+
+
+def percent(fraction: float) -> float | None:
+  """Returns percent; None for nan, which JSON cannot say."""
+  return None if fraction != fraction else 100 * fraction
 
 
 def _read_query(entry: object, where: str) -> QueryTruth:
@@ -227,9 +315,13 @@ def _read_query(entry: object, where: str) -> QueryTruth:
           f"{where} lists {item!r} as {lists_of[item]!r} and again as {key!r}"
         )
       lists_of[item] = key
-  return QueryTruth(path, *(tuple(entry[key]) for key in _LISTS))
-
-
-def _percent(fraction: float) -> float | None:
-  """Returns percent; None for nan, which JSON cannot say."""
-  return None if fraction != fraction else 100 * fraction
+  box = entry.get("box")
+  if box is not None and not is_box(box):
+    raise InputError(
+      f"{where}: 'box' must be [top, left, bottom, right], edges in pixels"
+    )
+  return QueryTruth(
+    path,
+    *(tuple(entry[key]) for key in _LISTS),
+    box=None if box is None else tuple(box),
+  )

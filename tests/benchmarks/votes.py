@@ -13,7 +13,7 @@ import statistics
 
 import numpy as np
 
-from delf_jax import retrieval
+from delf_jax import voting
 from delf_jax.evaluation import protocols
 from delf_jax.features import store
 from delf_jax.index import exact
@@ -44,7 +44,7 @@ def main() -> None:
       opened.descriptors(start, stop), max(neighbours), exclude=(start, stop)
     )
     for k, kind in rankings:
-      candidates = retrieval.vote(
+      candidates = voting.vote(
         rows[:, :k],
         distances[:, :k],
         opened.offsets,
