@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -186,37 +186,49 @@ def connect(
     paths=tuple(itertools.compress(opened.paths, kept)),
     sizes=opened.sizes[kept],
     offsets=offsets,
-    locations=StoredLocations(opened, offsets, opened.offsets[:-1][kept]),
+    calibration=extraction.calibration_of(opened.settings),
+    **{
+      name: StoredRows(
+        getattr(opened, name), shape, offsets, opened.offsets[:-1][kept]
+      )
+      for name, shape in (
+        ("locations", (2,)),
+        ("scales", ()),
+        ("descriptors", (opened.dim,)),
+      )
+    },
   )
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredLocations:
-  """Where features lie, read from the store when somebody asks.
+class StoredRows:
+  """What a store knows of features, read when somebody asks.
 
   A query asks for those of its candidates; those of a billion features would
   fill more memory than their index.
 
   Attributes:
-    opened: the store.
+    read: (start, stop) -> [stop - start, *shape] of store rows.
+    shape: of one row.
     offsets: [p + 1] the index rows of p photographs.
     starts: [p] the first store row of each.
   """
 
-  opened: store.Store
+  read: Callable[[int, int], np.ndarray]
+  shape: tuple[int, ...]
   offsets: np.ndarray
   starts: np.ndarray
 
   def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-    """Returns (y, x) of index rows [m], [m, 2] float32."""
+    """Returns those of index rows [m], [m, *shape] float32."""
     rows = np.asarray(rows)
-    found = np.empty((len(rows), 2), np.float32)
+    found = np.empty((len(rows), *self.shape), np.float32)
     images = np.searchsorted(self.offsets, rows, side="right") - 1
     for image in np.unique(images):
       mine = images == image
       first = self.starts[image]
       count = self.offsets[image + 1] - self.offsets[image]
-      whole = self.opened.locations(first, first + count)
+      whole = self.read(first, first + count)
       found[mine] = whole[rows[mine] - self.offsets[image]]
     return found
 

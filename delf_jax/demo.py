@@ -28,6 +28,7 @@ from delf_jax import (
   drawing,
   extraction,
   html_report,
+  precision_plots,
   presentation,
   program,
   retrieval,
@@ -123,7 +124,7 @@ def measure(output: Path, data: Path) -> list[html_report.Section]:
     mark_best=True,
   )
   plot = html_report.Picture(
-    drawing.plot_precision_recall(curves),
+    precision_plots.plot(curves)[0],
     "Precision against recall of both systems",
     name="precision-recall",
     narrow=True,
@@ -151,14 +152,16 @@ def show_queries(
       found = "no match"
       if accepted:
         best = accepted[0]
-        found = f"{drawing.visible(best.path)}, {best.score} inliers"
+        found = (
+          f"{drawing.visible(best.path)}, {best.inlier_count} inliers, "
+          f"probability {best.probability:.3f}"
+        )
       print(f"  {shown} -> {found}")
       sections += presentation.query_sections(
         os.path.relpath(photo, output),
         photograph,
         matches,
         opened.photos,
-        min_inliers=retrieval.MIN_INLIERS,
         most=2,
       )
   return sections

@@ -93,7 +93,7 @@ def find_overlap(
   *,
   per_class: int = 0,
   max_side: int = extraction.MAX_SIDE,
-  min_inliers: int = retrieval.MIN_INLIERS,
+  min_probability: float = retrieval.MIN_PROBABILITY,
   workers: int | None = None,
 ) -> Found:
   """Searches an evaluation set for the photographs of a training set.
@@ -106,7 +106,7 @@ def find_overlap(
     per_class: photographs that are tried of a class; 0 for all. A class that
       has a match is not tried further.
     max_side: photographs are reduced to this longest side first.
-    min_inliers: fewer are no match.
+    min_probability: less probable ones are no match.
     workers: photographs extracted at a time; see `extraction.in_order`.
 
   Raises:
@@ -123,7 +123,7 @@ def find_overlap(
       "classes": _fingerprint(dataset, labels),
       "evaluation": index.read_meta(work / "index")["provenance"],
       "max_side": max_side,
-      "min_inliers": min_inliers,
+      "min_probability": min_probability,
     },
   )
   done = {entry["position"] for entry in entries}
@@ -174,10 +174,10 @@ def find_overlap(
           places,
           candidates=CANDIDATES,
         )
-        accepted = retrieval.accept(matches, min_inliers=min_inliers)
+        accepted = retrieval.accept(matches, min_probability=min_probability)
         if accepted:
           found.add(label)
-          entry["match"] = [accepted[0].path, accepted[0].score]
+          entry["match"] = [accepted[0].path, accepted[0].inlier_count]
       entries.append(entry)
       file.write(json.dumps(entry) + "\n")
       file.flush()
@@ -307,7 +307,7 @@ def main() -> int:
     f"{values.output}.work",
     per_class=values.per_class,
     max_side=values.max_side,
-    min_inliers=values.min_inliers,
+    min_probability=values.min_probability,
     workers=values.workers,
   )
   for _, reason in found.problems:
@@ -351,11 +351,12 @@ if __name__ == "__main__":
     "photographs are reduced to this longest side, in pixels, first.",
     lower_bound=64,
   )
-  flags.DEFINE_integer(
-    "min_inliers",
-    retrieval.MIN_INLIERS,
-    "fewer inliers are no match.",
-    lower_bound=1,
+  flags.DEFINE_float(
+    "min_probability",
+    retrieval.MIN_PROBABILITY,
+    "less probable matches are none.",
+    lower_bound=0.0,
+    upper_bound=1.0,
   )
   options.define_workers()
   flags.adopt_module_key_flags(options)

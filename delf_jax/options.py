@@ -2,18 +2,33 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from absl import flags
 
-from delf_jax import extraction, retrieval
+from delf_jax import extraction, match_score, retrieval
 from delf_jax.errors import InputError
+from delf_jax.geometry.models import ErrorName, ModelName
+from delf_jax.geometry.sampling import SamplingName
+
+# Of `define_features`, what tunes a kind of feature.
+FEATURE_OPTIONS = (
+  "max_features",
+  "score",
+  "scales",
+  "score_threshold",
+  "iou_threshold",
+)
 
 
-def define_features() -> None:
-  """Defines the flags that choose and tune a kind of feature."""
+def define_features(*, required: bool = True) -> None:
+  """Defines the flags that choose and tune a kind of feature.
+
+  Args:
+    required: whether the program cannot do without --features.
+  """
   flags.DEFINE_string(
-    "features", None, "a training run, rootsift or sift.", required=True
+    "features", None, "a training run, rootsift or sift.", required=required
   )
   flags.DEFINE_integer(
     "max_side",
@@ -64,15 +79,10 @@ def open_extractor(values: flags.FlagValues) -> extraction.Extractor:
   Raises:
     InputError: if there is none, or a flag does not apply to it.
   """
-  names = (
-    "max_features",
-    "score",
-    "scales",
-    "score_threshold",
-    "iou_threshold",
-  )
   given = {
-    name: values[name].value for name in names if values[name].value is not None
+    name: values[name].value
+    for name in FEATURE_OPTIONS
+    if values[name].value is not None
   }
   if "scales" in given:
     try:
@@ -90,7 +100,7 @@ def define_search() -> None:
   """Defines the flags of voting and verification."""
   flags.DEFINE_integer(
     "neighbours",
-    16,
+    retrieval.NEIGHBOURS,
     "nearest index descriptors of a query descriptor.",
     lower_bound=1,
   )
@@ -105,10 +115,42 @@ def define_search() -> None:
     "many that share a place.",
   )
   flags.DEFINE_enum(
+    "matching",
+    retrieval.MATCHING,
+    get_args(retrieval.Matching),
+    "what is verified: the votes, the mutually nearest features of both "
+    "photographs, or those that are clearly nearer than the next.",
+  )
+  flags.DEFINE_enum(
+    "model",
+    "affine",
+    get_args(ModelName),
+    "of the transform.",
+  )
+  flags.DEFINE_enum(
+    "error",
+    "one_way",
+    get_args(ErrorName),
+    "residuals in the photograph, or in the query too.",
+  )
+  flags.DEFINE_enum(
+    "sampling",
+    "uniform",
+    get_args(SamplingName),
+    "hypotheses from any matches, the nearest first, those of consistent "
+    "scales, or each match alone.",
+  )
+  flags.DEFINE_integer(
+    "num_hypotheses",
+    3000,
+    "transforms that are tried for a photograph, at most.",
+    lower_bound=1,
+  )
+  flags.DEFINE_enum(
     "counting",
     "one_to_one",
     ["one_to_one", "plain"],
-    "inliers: distinct features and places, or every match.",
+    "inliers: one match a place, or every match.",
   )
   flags.DEFINE_enum(
     "transforms",
@@ -123,21 +165,77 @@ def define_search() -> None:
     f"{retrieval.REFERENCE_SIDE}.",
     lower_bound=0.0,
   )
+  flags.DEFINE_enum(
+    "score_by",
+    retrieval.SCORE,
+    get_args(retrieval.Score),
+    "what photographs are sorted by: the probability of a match, the inliers, "
+    "or the inliers weighted by how near their descriptors are.",
+  )
+  flags.DEFINE_string(
+    "calibration",
+    None,
+    "of the probability; what delf_jax.calibrate wrote (the checkpoint's, or "
+    "that of hand-crafted or of learned features).",
+  )
   flags.DEFINE_integer("seed", 0, "of the hypotheses.", lower_bound=0)
 
 
 def search_options(values: flags.FlagValues) -> dict[str, Any]:
-  """Returns the flags of `define_search` as `retrieval.search` takes them."""
+  """Returns the flags of `define_search` as `retrieval.search` takes them.
+
+  Raises:
+    InputError: if the file of --calibration cannot be read, or a flag does
+      not apply.
+  """
+  if values.sampling == "exhaustive":
+    refuse(
+      values,
+      ("num_hypotheses", "seed"),
+      "does not apply: --sampling=exhaustive tries every match and draws none",
+    )
   names = (
     "neighbours",
     "candidates",
     "votes",
+    "matching",
+    "model",
+    "error",
+    "sampling",
+    "num_hypotheses",
     "counting",
     "transforms",
     "threshold",
     "seed",
   )
-  return {name: values[name].value for name in names}
+  found = {name: values[name].value for name in names}
+  found["score"] = values["score_by"].value
+  if values.calibration is not None:
+    found["calibration"] = match_score.read_calibration(values.calibration)
+  elif "features" in values and values.features:
+    kind = (
+      values.features if values.features in extraction.HANDCRAFTED else "delf"
+    )
+    found["calibration"] = extraction.calibration_of(
+      {"kind": kind}, values.features
+    )
+  return found
+
+
+def refuse(values: flags.FlagValues, names: Sequence[str], reason: str) -> None:
+  """Refuses flags that were given and do not apply.
+
+  Args:
+    values: of all flags.
+    names: of the flags that must not be given.
+    reason: the end of the sentence that begins with the flag's name.
+
+  Raises:
+    InputError: naming the first one that was given.
+  """
+  for name in names:
+    if values[name].present:
+      raise InputError(f"--{name} {reason}")
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
   python -m delf_jax.query --index INDEX --photo FILE
   python -m delf_jax.query --index INDEX --photo FILE --report DIR
+  python -m delf_jax.query --photo FILE --against FILE2 --features RUN
 
-Prints a line a match (path, inliers, what the affine transform does and its
-[2, 3] numbers, which map (y, x, 1) of the query to (y, x) of the match), or "no
-match"; both exit with 0. --json prints the same for programs. --report
-writes DIR/index.html with both photographs side by side and the inliers drawn.
-A photograph that is itself in the index does not find itself.
+Prints a line a match (path, probability, inliers, what the transform does and
+its [3, 3] numbers, which map (y, x, 1) of the query to (y, x, 1) of the match,
+for a homography up to a factor), or "no match"; both exit with 0. --json prints
+the same for programs. --report writes DIR/index.html with both photographs side
+by side and the inliers drawn. A photograph that is itself in the index does not
+find itself. --against compares two photographs without an index.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -19,12 +22,19 @@ from absl import flags
 from delf_jax import (
   database,
   drawing,
+  extraction,
   html_report,
   options,
   presentation,
   program,
   retrieval,
 )
+from delf_jax.data.photographs import Photograph
+from delf_jax.errors import InputError
+
+# What only one of the two forms takes.
+_OF_AN_INDEX = ("store", "verify", "candidates", "votes")
+_OF_A_PAIR = ("max_side", *options.FEATURE_OPTIONS)
 
 
 def as_json(
@@ -37,7 +47,9 @@ def as_json(
   def describe(match):
     return {
       "path": match.path,
-      "inliers": match.score,
+      "probability": round(match.probability, 6),
+      "inliers": match.inlier_count,
+      "score": match.score,
       "expected_by_chance": round(match.expected_by_chance(), 2),
       "votes": match.votes,
       "transform": match.transform.tolist(),
@@ -51,27 +63,77 @@ def as_json(
   }
 
 
+def compare_photographs(
+  extractor: extraction.Extractor, photo: str, other: str, **search: Any
+) -> tuple[Photograph, retrieval.Match]:
+  """Matches two photographs, without an index.
+
+  Args:
+    extractor: of their features.
+    photo: the query.
+    other: what it is compared with.
+    **search: options of `retrieval.compare`.
+
+  Returns:
+    the query, decoded, and the match, whose path is `other`.
+
+  Raises:
+    InputError: if a photograph cannot be used.
+  """
+  photograph, features = extraction.extract_file(extractor, photo)
+  image, others = extraction.extract_file(extractor, other)
+  match = retrieval.compare(
+    features,
+    (photograph.height, photograph.width),
+    others,
+    (image.height, image.width),
+    **search,
+  )
+  return photograph, dataclasses.replace(match, path=other)
+
+
 def main() -> int:
   """Searches as the flags say."""
   values = flags.FLAGS
-  opened = database.open_database(
-    values.index,
-    store_directory=values.store,
-    features=values.features,
-    verify=values.verify,
-  )
-  photograph, matches = opened.search(
-    values.photo, **options.search_options(values)
-  )
-  accepted = retrieval.accept(matches, min_inliers=values.min_inliers)
+  search = options.search_options(values)
+  if (values.index is None) == (values.against is None):
+    raise InputError(
+      "give either --index, to search it, or --against, to compare two "
+      "photographs"
+    )
+  if values.against is not None:
+    options.refuse(
+      values, _OF_AN_INDEX, "is an option of a search; --against has no index"
+    )
+    if not values.features:
+      raise InputError("--against needs --features: a training run or rootsift")
+    for name in ("candidates", "votes"):
+      del search[name]
+    photograph, match = compare_photographs(
+      options.open_extractor(values), values.photo, values.against, **search
+    )
+    matches, photos = [match], ""
+  else:
+    options.refuse(
+      values, _OF_A_PAIR, "does not apply: the index says how it was extracted"
+    )
+    opened = database.open_database(
+      values.index,
+      store_directory=values.store,
+      features=values.features,
+      verify=values.verify,
+    )
+    photograph, matches = opened.search(values.photo, **search)
+    photos = opened.photos
+  accepted = retrieval.accept(matches, min_probability=values.min_probability)
   if values.json:
     print(json.dumps(as_json(values.photo, matches, accepted)))
   elif accepted:
     for match in accepted:
-      numbers = " ".join(f"{value:.3f}" for value in match.transform.ravel())
+      numbers = " ".join(f"{value:.5g}" for value in match.transform.ravel())
       print(
-        f"{drawing.visible(match.path)}  inliers {match.score}  "
-        f"{html_report.describe_transform(match.transform)}  [{numbers}]"
+        f"{drawing.visible(match.path)}  {presentation.describe_match(match)}  "
+        f"[{numbers}]"
       )
   else:
     print("no match")
@@ -83,8 +145,8 @@ def main() -> int:
         values.photo,
         photograph,
         matches,
-        opened.photos,
-        min_inliers=values.min_inliers,
+        photos,
+        min_probability=values.min_probability,
       ),
     )
     if not values.json:
@@ -93,24 +155,26 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string(
-    "index", None, "what delf_jax.build_index wrote.", required=True
-  )
+  flags.DEFINE_string("index", None, "what delf_jax.build_index wrote.")
   flags.DEFINE_string("photo", None, "the query photograph.", required=True)
+  flags.DEFINE_string(
+    "against", None, "a photograph to compare with, instead of an index."
+  )
   flags.DEFINE_string("store", None, "the store, if it was moved.")
-  flags.DEFINE_string("features", None, "the checkpoint, if it was moved.")
   flags.DEFINE_bool(
     "verify",
     True,
     "read all of the index first and compare checksums; --noverify opens a "
     "huge one at once, if you trust it.",
   )
-  flags.DEFINE_integer(
-    "min_inliers",
-    retrieval.MIN_INLIERS,
-    "fewer inliers are no match.",
-    lower_bound=1,
+  flags.DEFINE_float(
+    "min_probability",
+    retrieval.MIN_PROBABILITY,
+    "photographs that match with a lower probability are no matches.",
+    lower_bound=0.0,
+    upper_bound=1.0,
   )
+  options.define_features(required=False)
   options.define_search()
   flags.adopt_module_key_flags(options)
   flags.DEFINE_bool("json", False, "print JSON.")

@@ -2,22 +2,30 @@
 
 Section 5.1 of the paper: the nearest index descriptors of every query
 descriptor are aggregated per photograph, the best photographs are verified by
-RANSAC, and the number of inliers is the score.
+RANSAC, and the number of inliers is the score. Here the inliers are the better
+part of the evidence that `match_score` makes a probability of.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from delf_jax import match_score, voting
+from delf_jax import matching as direct
 from delf_jax.features.local_features import LocalFeatures
 from delf_jax.geometry import ransac
-from delf_jax.index import Index
+from delf_jax.geometry.models import ErrorName, ModelName
+from delf_jax.geometry.sampling import SamplingName
+from delf_jax.index import Index, exact
 
 Counting = Literal["one_to_one", "plain"]
+Matching = Literal["votes", "mutual", "ratio"]
 Transforms = Literal["plausible", "any"]
-Votes = Literal["count", "distance", "bursts", "distance_bursts"]
+Score = Literal["probability", "inliers", "weighted"]
 
 # Residual of an inlier, as in the released pair-matching demo, in pixels of
 # photographs at most REFERENCE_SIDE large, so that a large photograph and its
@@ -25,16 +33,28 @@ Votes = Literal["count", "distance", "bursts", "distance_bursts"]
 THRESHOLD = 20.0
 REFERENCE_SIDE = 1024
 
-# Options of RANSAC that refuse no transform.
-UNBOUNDED = {"min_span": 0.0, "max_stretch": np.inf, "mirrored": True}
+# Options of RANSAC, by what transforms they let pass. Given each time: what is
+# left to its defaults is another program to compile.
+BOUNDS = {
+  "plausible": {"min_span": 4.0, "max_stretch": 4.0, "mirrored": False},
+  "any": {"min_span": 0.0, "max_stretch": np.inf, "mirrored": True},
+}
 
-# What `accept` asks for, chosen on training and synthetic photographs: inliers,
-# and their surplus over chance in standard deviations.
-MIN_INLIERS = 12
-MIN_SURPLUS = 8.0
+# What a search does unless told otherwise, chosen on training photographs.
+NEIGHBOURS = 32
+MATCHING: Matching = "mutual"
+SCORE: Score = "probability"
+
+# Of direct matching by ratio, chosen on training photographs.
+MAX_RATIO = 0.9
+
+# The probability from which `accept` takes a match for one: above 95 % of those
+# are right, of training photographs with either kind of features, in the whole
+# collection, in small ones and in pairs.
+MIN_PROBABILITY = 0.8
 
 
-class Locations(Protocol):
+class Rows(Protocol):
   """An array, or something that is read by rows."""
 
   def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
@@ -50,45 +70,83 @@ class Database:
     sizes: [p, 2] (height, width) of the upright originals.
     offsets: [p + 1], rows offsets[i] to offsets[i + 1] are of photograph i.
     locations: [n, 2] (y, x) of every row, in original pixels; or what gives
-      [m, 2] for rows [m].
+      [m, 2] for rows [m], as all that follow.
+    scales: [n] of every feature; None if only searches without them are made.
+    descriptors: [n, d] of every row; None if only votes are matched.
+    calibration: of the probability of matches of such features; None for
+      `match_score.shipped()`.
   """
 
   index: Index
   paths: Sequence[str]
   sizes: np.ndarray
   offsets: np.ndarray
-  locations: Locations
+  locations: Rows
+  scales: Rows | None = None
+  descriptors: Rows | None = None
+  calibration: match_score.Calibration | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Match:
   """One candidate photograph after verification.
 
   Attributes:
     path: of the photograph.
-    score: inliers, as `counting` counts them; 0 when nothing was verified.
-    transform: [2, 3] affine, (y, x, 1) of the query -> (y, x) of the
+    score: what the candidates are sorted by.
+    inlier_count: inliers, as `counting` counts them; 0 when nothing was
+      verified.
+    probability: that both show the same place, from 0 to 1.
+    transform: [3, 3], (y, x, 1) of the query -> homogeneous (y, x, 1) of the
       photograph, both in original pixels.
-    query_locations: [m, 2] (y, x) of the putative matches in the query.
+    features: [m] query features of the putative matches.
+    query_locations: [m, 2] (y, x) of the same in the query.
     image_locations: [m, 2] (y, x) of the same in the photograph.
+    distances: [m] between the descriptors of a match.
+    farthest: [m] distance of the query feature's last neighbour in the index:
+      what is about as near as its background.
+    scale_ratios: [m] how much larger the photograph's feature is, in pixels;
+      1 where the database has no scales.
     inliers: [m] bool, which of them the transform explains.
     residuals: [m] how far it misses them, pixels of the photograph.
     reach: the largest residual of an inlier, pixels of the photograph.
+    query_size: (height, width) of the query.
+    image_size: (height, width) of the photograph.
+    query_features: how many features the query has.
   """
 
   path: str
-  score: int
+  score: float
+  inlier_count: int
+  probability: float
   transform: np.ndarray
+  features: np.ndarray
   query_locations: np.ndarray
   image_locations: np.ndarray
+  distances: np.ndarray
+  farthest: np.ndarray
+  scale_ratios: np.ndarray
   inliers: np.ndarray
   residuals: np.ndarray
   reach: float
+  query_size: tuple[int, int]
+  image_size: tuple[int, int]
+  query_features: int
 
   @property
   def votes(self) -> int:
-    """Query features that have a neighbour in the photograph."""
+    """Putative matches."""
     return len(self.inliers)
+
+  @property
+  def weights(self) -> np.ndarray:
+    """[m] `voting.closeness` of the putative matches."""
+    return voting.closeness(self.distances, self.farthest)
+
+  @functools.cached_property
+  def evidence(self) -> np.ndarray:
+    """What speaks for the match, see `match_score.evidence`."""
+    return match_score.evidence(self)
 
   def expected_by_chance(self) -> float:
     """Inliers the transform would have if the matches were shuffled.
@@ -96,103 +154,16 @@ class Match:
     Few, for features spread over both photographs; many, where the transform
     maps everything onto a patch on which the features crowd.
     """
-    linear, offset = self.transform[:, :2], self.transform[:, 2]
-    mapped = self.query_locations @ linear.T + offset
-    apart = mapped[:, None, :] - self.image_locations[None, :, :]
-    hits = np.sum(apart**2, axis=-1) <= self.reach**2
-    return float(hits.sum() / max(self.votes, 1))
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-  """A photograph with enough votes to be verified.
-
-  Attributes:
-    image: its number in the database.
-    features: [m] query features of its putative matches, ascending.
-    rows: [m] index rows of the same.
-  """
-
-  image: int
-  features: np.ndarray
-  rows: np.ndarray
-
-
-def vote(
-  rows: np.ndarray,
-  distances: np.ndarray,
-  offsets: np.ndarray,
-  *,
-  candidates: int,
-  votes: Votes = "distance_bursts",
-) -> list[Candidate]:
-  """Aggregates neighbours per photograph, one vote a query feature.
-
-  A query feature gives a photograph one putative match: its nearest neighbour
-  there. More would let a repeated pattern vote for itself.
-
-  Args:
-    rows: [m, k] index rows of every query feature's neighbours, nearest first;
-      -1 is none.
-    distances: [m, k] of the same.
-    offsets: see `Database`.
-    candidates: how many photographs to keep.
-    votes: what a vote weighs. "count": one. "distance": 1 - (d / d_k)^2, with
-      d_k the distance of the query feature's last neighbour, so that the
-      nearest of many about equally far weigh little. "bursts": 1 / sqrt(b)
-      where b query features vote for the same index row (Jégou et al., "On
-      the burstiness of visual elements", CVPR 2009). "distance_bursts": both.
-
-  Returns:
-    the photographs with the most votes, most first; among equals, the first
-    in the database.
-  """
-  features, columns = np.nonzero(rows >= 0)
-  rows, distances = rows[features, columns], distances[features, columns]
-  farthest = np.zeros(features.max(initial=-1) + 1, np.float32)
-  np.maximum.at(farthest, features, distances)
-  images = np.searchsorted(offsets, rows, side="right") - 1
-  # Sorted by photograph, then feature; of equal pairs the nearest comes first.
-  stride = np.int64(features.max(initial=0) + 1)
-  _, kept = np.unique(images * stride + features, return_index=True)
-  features, rows, images = features[kept], rows[kept], images[kept]
-  weights = np.ones(len(rows))
-  if votes.startswith("distance"):
-    far = np.maximum(farthest[features], np.finfo(np.float32).tiny)
-    weights *= 1 - (distances[kept] / far) ** 2
-  if votes.endswith("bursts"):
-    _, place, burst = np.unique(rows, return_inverse=True, return_counts=True)
-    weights /= np.sqrt(burst[place])
-  voted, starts = np.unique(images, return_index=True)
-  if not len(voted):
-    return []
-  best = np.lexsort([voted, -np.add.reduceat(weights, starts)])[:candidates]
-  stops = np.append(starts[1:], len(images))
-  return [
-    Candidate(
-      image=int(voted[b]),
-      features=features[starts[b] : stops[b]],
-      rows=rows[starts[b] : stops[b]],
+    if not self.votes:
+      return 0.0
+    y, x, w = (
+      self.transform
+      @ np.column_stack([self.query_locations, np.ones(self.votes)]).T
     )
-    for b in best
-  ]
-
-
-def count_inliers(
-  features: np.ndarray, locations: np.ndarray, *, counting: Counting
-) -> int:
-  """Counts inlier matches.
-
-  Args:
-    features: [i] query features of the inliers.
-    locations: [i, 2] where they lie in the photograph.
-    counting: "plain" counts matches; "one_to_one" counts distinct query
-      features or distinct locations, whichever are fewer, so that many query
-      features on one place do not inflate the score.
-  """
-  if counting == "plain":
-    return len(features)
-  return min(len(np.unique(features)), len(np.unique(locations, axis=0)))
+    down, across = self.image_locations.T
+    apart = np.square(np.subtract.outer(y / w, down))
+    apart += np.square(np.subtract.outer(x / w, across))
+    return np.count_nonzero(apart <= self.reach**2) / self.votes
 
 
 def search(
@@ -200,12 +171,19 @@ def search(
   size: tuple[int, int],
   database: Database,
   *,
-  neighbours: int = 16,
+  neighbours: int = NEIGHBOURS,
   candidates: int = 100,
-  votes: Votes = "distance_bursts",
+  votes: voting.Votes = "distance_bursts",
+  matching: Matching = MATCHING,
+  model: ModelName = "affine",
+  error: ErrorName = "one_way",
+  sampling: SamplingName = "uniform",
+  num_hypotheses: int = 3000,
   threshold: float = THRESHOLD,
   counting: Counting = "one_to_one",
   transforms: Transforms = "plausible",
+  score: Score = SCORE,
+  calibration: match_score.Calibration | None = None,
   leave_out: int | None = None,
   seed: int = 0,
 ) -> list[Match]:
@@ -218,19 +196,36 @@ def search(
     neighbours: nearest index descriptors of a query descriptor (the paper's
       K).
     candidates: photographs to verify.
-    votes: see `vote`.
+    votes: see `voting.vote`.
+    matching: what is verified of a candidate. "votes": the neighbours that
+      made it one. "mutual": the mutually nearest of both photographs'
+      features, as far as they are no farther than the query feature's last
+      neighbour in the index. "ratio": the nearest, as far as they are clearly
+      nearer than the next place (`MAX_RATIO`).
+    model: of the transform, see `ransac.ransac`.
+    error: "one_way" measures residuals in the photograph, "symmetric" in both.
+    sampling: how hypotheses are drawn, see `ransac.ransac`; "prosac" takes the
+      matches that are nearest, compared with their background, first.
+    num_hypotheses: transforms that are scored of a candidate, at most.
     threshold: largest residual of an inlier, in pixels of photographs reduced
       to `REFERENCE_SIDE` (smaller ones are not enlarged).
-    counting: see `count_inliers`.
+    counting: "one_to_one" verifies, of the matches that share a place in one
+      of the photographs, the nearest alone, so that a repeated pattern or many
+      query features on one place do not inflate the inliers; "plain" verifies
+      and counts all of them, as the released systems do.
     transforms: "plausible" refuses collapses, mirror images and extreme
-      stretches (the defaults of `ransac.ransac`), "any" takes every affine
-      transform, as the released systems do.
+      stretches (the defaults of `ransac.ransac`), "any" takes every transform,
+      as the released systems do.
+    score: what candidates are sorted by: the "probability" of a match, the
+      number of "inliers", or their "weighted" number (`Match.weights`).
+    calibration: of the probability; by default the database's.
     leave_out: a photograph that must not be found: the query itself.
     seed: of RANSAC.
 
   Returns:
-    every candidate, the best score first; equal scores by votes, then by place
-    in the database. `accept` says which of them are matches.
+    every candidate, the best score first; equal scores by inliers, then by
+    votes, then by place in the database. `accept` says which of them are
+    matches.
   """
   exclude = None
   if leave_out is not None:
@@ -239,70 +234,219 @@ def search(
   distances, rows = database.index.search(
     query.descriptors, neighbours, exclude=exclude
   )
-  found = vote(
+  far = voting.farthest(rows, distances)
+  found = voting.vote(
     rows, distances, database.offsets, candidates=candidates, votes=votes
   )
-  places = [database.locations[c.rows] for c in found]
+
+  def putative(candidate):
+    if matching != "votes":
+      candidate = _match_directly(
+        query, database, candidate.image, far, matching
+      )
+    return _pair(query, database, candidate, far, counting, sampling)
+
+  with ThreadPoolExecutor(exact.usable_cores()) as pool:
+    pairs = list(pool.map(putative, found))
+  sized = sampling in ("scale", "exhaustive") or model == "translation_scale"
   shrink = _to_reference(size)
   shrinks = [_to_reference(database.sizes[c.image]) for c in found]
   results = ransac.verify(
     [
-      (
-        query.locations[c.features] * shrink,
-        locations * by,
+      ransac.Pair(
+        pair.query_locations * shrink,
+        pair.image_locations * by,
+        query.scales[pair.features] * shrink if sized else None,
+        database.scales[pair.rows] * by if sized else None,
       )
-      for c, by, locations in zip(found, shrinks, places, strict=True)
+      for pair, by in zip(pairs, shrinks, strict=True)
     ],
     threshold=threshold,
+    model=model,
+    error=error,
+    sampling=sampling,
+    num_hypotheses=num_hypotheses,
     seed=seed,
-    **({} if transforms == "plausible" else UNBOUNDED),
+    **BOUNDS[transforms],
   )
   matches = []
-  for c, by, locations, result in zip(
-    found, shrinks, places, results, strict=True
+  for candidate, pair, by, result in zip(
+    found, pairs, shrinks, results, strict=True
   ):
-    inliers = result.inliers
-    matches.append(
-      Match(
-        path=database.paths[c.image],
-        score=count_inliers(
-          c.features[inliers], locations[inliers], counting=counting
-        ),
-        transform=_from_reference(result.transform, shrink, by),
-        query_locations=query.locations[c.features],
-        image_locations=locations,
-        inliers=inliers,
-        residuals=result.residuals / by,
-        reach=threshold / float(by),
-      )
+    match = Match(
+      path=database.paths[candidate.image],
+      score=0.0,
+      inlier_count=int(result.num_inliers),
+      probability=0.0,
+      transform=_from_reference(result.transform, shrink, by),
+      features=pair.features,
+      query_locations=pair.query_locations,
+      image_locations=pair.image_locations,
+      distances=pair.distances,
+      farthest=far[pair.features],
+      scale_ratios=_scale_ratios(query, database, pair),
+      inliers=result.inliers,
+      residuals=result.residuals / by,
+      reach=threshold / float(by),
+      query_size=(int(size[0]), int(size[1])),
+      image_size=tuple(map(int, database.sizes[candidate.image])),
+      query_features=len(query.mask),
     )
+    matches.append(_scored(match, score, calibration or database.calibration))
   order = sorted(
     range(len(matches)),
-    key=lambda i: (-matches[i].score, -matches[i].votes, found[i].image),
+    key=lambda i: (
+      -matches[i].score,
+      -matches[i].inlier_count,
+      -matches[i].votes,
+      found[i].image,
+    ),
   )
   return [matches[i] for i in order]
 
 
+def compare(
+  query: LocalFeatures,
+  query_size: tuple[int, int],
+  other: LocalFeatures,
+  other_size: tuple[int, int],
+  **options: Any,
+) -> Match:
+  """Matches two photographs, without an index.
+
+  Args:
+    query: features of the one (compact).
+    query_size: its (height, width), in the pixels of its locations.
+    other: features of the other, of the same kind.
+    other_size: its (height, width).
+    **options: of `search`.
+
+  Returns:
+    the match, with an empty path; without a putative match if one photograph
+    has no features.
+
+  Raises:
+    InputError: if the features are of different kinds.
+  """
+  database = Database(
+    index=exact.build(other.descriptors),
+    paths=("",),
+    sizes=np.array([other_size]),
+    offsets=np.array([0, len(other.mask)]),
+    locations=other.locations,
+    scales=other.scales,
+    descriptors=other.descriptors,
+  )
+  found = search(query, query_size, database, **options)
+  return found[0] if found else _nothing(query, query_size, other_size)
+
+
 def accept(
-  matches: Sequence[Match], *, min_inliers: int = MIN_INLIERS
+  matches: Sequence[Match],
+  *,
+  min_probability: float = MIN_PROBABILITY,
 ) -> list[Match]:
   """Returns the candidates that show the same place, as far as can be told.
 
-  A match has enough inliers, and clearly more than shuffled matches would
-  give its transform: in a collection of twenty photographs every one of them
-  gets hundreds of votes, and dozens of inliers by chance.
-
   Args:
     matches: from `search`.
-    min_inliers: fewer are no match.
+    min_probability: less probable ones are no match.
   """
-  accepted = []
-  for match in matches:
-    if match.score >= min_inliers:
-      chance = match.expected_by_chance()
-      if match.score - chance >= MIN_SURPLUS * np.sqrt(chance + 1):
-        accepted.append(match)
-  return accepted
+  return [match for match in matches if match.probability >= min_probability]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+  """The putative matches of one candidate, [m] or [m, 2] each; see `Match`."""
+
+  features: np.ndarray
+  rows: np.ndarray
+  query_locations: np.ndarray
+  image_locations: np.ndarray
+  distances: np.ndarray
+
+
+def _match_directly(query, database, image, far, matching):
+  rows = np.arange(*database.offsets[image : image + 2])
+  options = {"mutual": matching == "mutual"}
+  if matching == "ratio":
+    options |= {
+      "max_ratio": MAX_RATIO,
+      "image_locations": database.locations[rows],
+    }
+  features, chosen, distances = direct.match(
+    query.descriptors, database.descriptors[rows], **options
+  )
+  if matching == "mutual":
+    # What is farther than so many of the collection is chance.
+    kept = distances <= far[features]
+    features, chosen, distances = features[kept], chosen[kept], distances[kept]
+  return voting.Candidate(image, features, rows[chosen], distances)
+
+
+def _pair(query, database, candidate, far, counting, sampling):
+  """Looks up a candidate's matches, chooses among them and orders them."""
+  features, rows = candidate.features, candidate.rows
+  sources, targets = query.locations[features], database.locations[rows]
+  closeness = voting.closeness(candidate.distances, far[features])
+  kept = np.arange(len(features))
+  if counting == "one_to_one":
+    kept = np.flatnonzero(
+      direct.one_to_one(
+        direct.places(sources), direct.places(targets), -closeness
+      )
+    )
+  if sampling == "prosac":
+    kept = kept[np.argsort(-closeness[kept], kind="stable")]
+  values = features, rows, sources, targets, candidate.distances
+  return _Pair(*(value[kept] for value in values))
+
+
+def _scale_ratios(query, database, pair):
+  """[m] float32, how much larger the photograph's features are."""
+  if database.scales is None:
+    return np.ones(len(pair.rows), np.float32)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    return database.scales[pair.rows] / query.scales[pair.features]
+
+
+def _scored(match, score, calibration):
+  """Adds the probability and what the candidates are sorted by."""
+  probability = float(match_score.probability(match.evidence, calibration))
+  scores = {
+    "probability": probability,
+    "inliers": float(match.inlier_count),
+    "weighted": float(match.weights[match.inliers].sum()),
+  }
+  return dataclasses.replace(
+    match, probability=probability, score=scores[score]
+  )
+
+
+def _nothing(
+  query: LocalFeatures, query_size: Sequence[int], image_size: Sequence[int]
+) -> Match:
+  """A match without any putative matches."""
+  none, nowhere = np.zeros(0, np.float32), np.zeros((0, 2), np.float32)
+  return Match(
+    path="",
+    score=0.0,
+    inlier_count=0,
+    probability=0.0,
+    transform=np.eye(3, dtype=np.float32),
+    features=np.zeros(0, np.int64),
+    query_locations=nowhere,
+    image_locations=nowhere,
+    distances=none,
+    farthest=none,
+    scale_ratios=none,
+    inliers=np.zeros(0, bool),
+    residuals=none,
+    reach=THRESHOLD / float(_to_reference(image_size)),
+    query_size=(int(query_size[0]), int(query_size[1])),
+    image_size=(int(image_size[0]), int(image_size[1])),
+    query_features=len(query.mask),
+  )
 
 
 def _to_reference(size: Sequence[int]) -> np.float32:
@@ -313,6 +457,6 @@ def _from_reference(
   transform: np.ndarray, source: np.float32, target: np.float32
 ) -> np.ndarray:
   """Turns a transform between reduced photographs into one of originals."""
-  return np.column_stack(
-    [transform[:, :2] * (source / target), transform[:, 2] / target]
-  ).astype(np.float32)
+  enlarge = np.array([1 / target, 1 / target, 1], np.float32)
+  reduce = np.array([source, source, 1], np.float32)
+  return transform * enlarge[:, None] * reduce[None, :]

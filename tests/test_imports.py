@@ -31,6 +31,9 @@ PROGRAMS = [
   "delf_jax.convert",
   "delf_jax.exchange",
   "delf_jax.export",
+  "delf_jax.calibrate",
+  "delf_jax.find_correspondences",
+  "delf_jax.report",
   "delf_jax.checkpoint.__main__",
 ]
 
@@ -43,8 +46,9 @@ OWNERS = {
   "PIL": [
     "delf_jax.data",
     "delf_jax.drawing",
+    "delf_jax.*_pictures",
     "delf_jax.html_report",
-    "delf_jax.training_pictures",
+    "delf_jax.notebook",
     "delf_jax.validation",
   ],
   "absl": [
@@ -57,7 +61,6 @@ OWNERS = {
   "cv2": [
     "delf_jax.data.augmentation",
     "delf_jax.data.synthetic*",
-    "delf_jax.drawing",
     "delf_jax.features.handcrafted",
   ],
   "faiss": ["delf_jax.index.faiss_index"],
@@ -65,8 +68,12 @@ OWNERS = {
   "grain": ["delf_jax.data"],
   "h5py": ["delf_jax.features.interchange"],
   "llvmlite": ["delf_jax.index.*_kernels"],
-  "matplotlib": ["delf_jax.drawing", "delf_jax.html_report"],
-  "ml_collections": ["configs", "delf_jax.train"],
+  "matplotlib": [
+    "delf_jax.drawing",
+    "delf_jax.html_report",
+    "delf_jax.precision_plots",
+  ],
+  "ml_collections": ["configs", "delf_jax.evaluate", "delf_jax.train"],
   "numba": [
     "delf_jax.index.compiled",
     "delf_jax.index.graph*",
@@ -81,7 +88,7 @@ OWNERS = {
   "pynndescent": ["delf_jax.index.graph"],
   "safetensors": ["delf_jax.conversion.torch_files"],
   "scann": ["delf_jax.index.scann_index"],
-  "sklearn": ["delf_jax.features.reduction"],
+  "sklearn": ["delf_jax.calibration", "delf_jax.features.reduction"],
   "tensorboardX": ["delf_jax.journal"],
   "tensorflow_datasets": ["delf_jax.data"],
   "tqdm": ["delf_jax.progress"],
@@ -128,12 +135,27 @@ ROOMS = {
   ),
   "delf_jax.data": (
     None,
-    ["delf_jax.data", "delf_jax.errors", "delf_jax.progress"],
+    [
+      "delf_jax.data",
+      "delf_jax.errors",
+      "delf_jax.items",
+      "delf_jax.progress",
+    ],
+  ),
+  "delf_jax.data.retrieval_sets": (
+    None,
+    [
+      "delf_jax.data",
+      "delf_jax.errors",
+      "delf_jax.evaluation",
+      "delf_jax.items",
+      "delf_jax.progress",
+    ],
   ),
   "delf_jax.errors": ([], []),
   "delf_jax.evaluation": (
     ["numpy"],
-    ["delf_jax.evaluation", "delf_jax.errors"],
+    ["delf_jax.evaluation", "delf_jax.errors", "delf_jax.items"],
   ),
   "delf_jax.exported": (["jax", "numpy"], []),
   "delf_jax.features": (None, ["delf_jax.features", "delf_jax.errors"]),
@@ -141,7 +163,11 @@ ROOMS = {
   "delf_jax.features.local_features": (COMMON, PURE),
   "delf_jax.geometry": (COMMON, PURE),
   "delf_jax.index": (None, ["delf_jax.index", "delf_jax.errors"]),
+  "delf_jax.items": ([], []),
+  "delf_jax.match_score": (["numpy"], ["delf_jax.errors"]),
+  "delf_jax.matching": (COMMON, ["delf_jax.errors"]),
   "delf_jax.models": (COMMON, PURE),
+  "delf_jax.voting": (["numpy"], ["delf_jax.errors"]),
   "delf_jax.retrieval": (
     COMMON,
     [
@@ -149,6 +175,9 @@ ROOMS = {
       "delf_jax.features.local_features",
       "delf_jax.geometry",
       "delf_jax.index",
+      "delf_jax.match_score",
+      "delf_jax.matching",
+      "delf_jax.voting",
     ],
   ),
   "delf_jax.training": (
@@ -168,6 +197,7 @@ DISTRIBUTIONS = {
   "faiss": "faiss-cpu",
   "google": "protobuf",
   "orbax": "orbax-checkpoint",
+  "skimage": "scikit-image",
   "sklearn": "scikit-learn",
 }
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from delf_jax.data import synthetic_folder
@@ -64,7 +65,8 @@ def test_query_finds_other_views_and_writes_a_report(world, tmp_path):
   )
   first = printed.splitlines()[0]
   assert first.split()[0] in query["easy"] + query["hard"]
-  assert "inliers" in first and query["query"] not in first
+  assert "inliers" in first and "probability" in first
+  assert query["query"] not in first
   page = (tmp_path / "report" / "index.html").read_text()
   assert first.split()[0] in page
   assert len(list((tmp_path / "report").glob("*.png"))) >= 2
@@ -76,12 +78,59 @@ def test_query_as_json_and_silence(world):
   found = json.loads(run("query", *arguments))
   best = found["matches"][0]
   assert best["inliers"] > 2 * best["expected_by_chance"] > 0
-  assert len(found["matches"][0]["transform"]) == 2
-  silent = json.loads(run("query", *arguments, "--min_inliers=100000"))
+  assert 0 < best["probability"] <= 1
+  assert np.shape(best["transform"]) == (3, 3)
+  silent = json.loads(run("query", *arguments, "--min_probability=1"))
   assert silent["matches"] == [] and silent["best_rejected"]["inliers"] > 0
   distractor = next((world / "data" / "distractors").glob("clutter*"))
-  printed = run("query", f"--index={world}/index", f"--photo={distractor}")
-  assert printed == "no match\n"
+  arguments = [f"--index={world}/index", f"--photo={distractor}"]
+  assert run("query", *arguments, "--min_probability=1") == "no match\n"
+
+
+def test_two_photographs_without_an_index(world, tmp_path):
+  query = easiest_query(world)
+  photos = world / "data" / "photos"
+  one, other = photos / query["query"], photos / query["easy"][0]
+  arguments = (f"--photo={one}", f"--against={other}", "--features=rootsift")
+  printed = run("query", *arguments, f"--report={tmp_path}/report")
+  assert printed.startswith(f"{other}  probability ")
+  assert other.name in (tmp_path / "report" / "index.html").read_text()
+  found = json.loads(run("query", *arguments, "--json", "--model=homography"))
+  assert found["matches"][0]["path"] == str(other)
+  clutter = next((world / "data" / "distractors").glob("clutter*"))
+  arguments = (f"--photo={one}", f"--against={clutter}", "--features=rootsift")
+  other = json.loads(run("query", *arguments, "--json"))["best_rejected"]
+  assert other["probability"] < found["matches"][0]["probability"]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--photo=a.jpg"], "give either --index"),
+    (["--photo=a.jpg", "--index=i", "--against=b.jpg"], "give either --index"),
+    (["--photo=a.jpg", "--against=b.jpg"], "--against needs --features"),
+    (
+      ["--photo=a.jpg", "--against=b.jpg", "--store=s"],
+      "--store is an option of a search",
+    ),
+    (
+      ["--photo=a.jpg", "--index=i", "--max_features=3"],
+      "--max_features does not apply",
+    ),
+    (
+      ["--photo=a.jpg", "--index=i", "--sampling=exhaustive", "--seed=3"],
+      "--seed does not apply",
+    ),
+    (
+      ["--photo=a.jpg", "--index=i", "--calibration=/nowhere"],
+      "calibration '/nowhere' cannot be read",
+    ),
+  ],
+)
+def test_an_option_that_does_not_apply_is_refused(arguments, message):
+  printed = run("query", *arguments, status=1)
+  assert printed.startswith("error: ") and message in printed
+  assert printed.count("\n") == 1
 
 
 def test_evaluate_writes_what_it_promises(world, tmp_path):

@@ -1,16 +1,20 @@
 """Votes, verification and ranking on features whose truth is known."""
 
-import functools
+import dataclasses
 
 import numpy as np
 import pytest
 
 from delf_jax import retrieval
+from delf_jax.errors import InputError
 from delf_jax.features.local_features import LocalFeatures
-from delf_jax.geometry.transforms import apply_affine
 from delf_jax.index import exact
 
 TURN = np.array([[0.9, -0.3, 60.0], [0.3, 0.9, -20.0]], np.float32)
+
+
+def apply_affine(transform, points):
+  return points @ transform[:2, :2].T + transform[:2, 2]
 
 
 def random_features(generator, n, size=(600, 800)):
@@ -29,8 +33,8 @@ def see_again(generator, features, rows, transform, size=1.0):
   """The same features in another photograph, which is `size` times larger."""
   noise = generator.normal(scale=0.02, size=(len(rows), 16))
   return features.replace(
-    locations=size
-    * np.asarray(apply_affine(transform, features.locations[rows])),
+    locations=np.float32(size)
+    * apply_affine(transform, features.locations[rows]),
     scales=features.scales[rows],
     scores=features.scores[rows],
     descriptors=(features.descriptors[rows] + noise).astype(np.float32),
@@ -46,6 +50,8 @@ def database_of(photographs, sizes=None):
     sizes=np.array(sizes or [(600, 800)] * len(photographs)),
     offsets=np.concatenate([[0], np.cumsum(counts)]),
     locations=np.concatenate([f.locations for f in photographs]),
+    scales=np.concatenate([f.scales for f in photographs]),
+    descriptors=np.concatenate([f.descriptors for f in photographs]),
   )
 
 
@@ -65,8 +71,9 @@ def test_the_photograph_of_the_same_place_comes_first(scene):
     query, (600, 800), database, neighbours=4, leave_out=4
   )
   assert found[0].path == "2.jpg"
-  assert found[0].score >= 55
-  np.testing.assert_allclose(found[0].transform, TURN, atol=0.05)
+  assert found[0].inlier_count >= 55
+  np.testing.assert_allclose(found[0].transform[:2], TURN, atol=0.05)
+  np.testing.assert_array_equal(found[0].transform[2], [0, 0, 1])
   inliers = found[0].inliers
   assert (found[0].residuals[inliers] <= 20).all() and found[0].reach == 20
   np.testing.assert_allclose(
@@ -75,7 +82,7 @@ def test_the_photograph_of_the_same_place_comes_first(scene):
     atol=20,
   )
   assert retrieval.accept(found) == found[:1]
-  assert all(match.score <= 8 for match in found[1:])
+  assert all(match.inlier_count <= 8 for match in found[1:])
   assert "4.jpg" not in [match.path for match in found]
   assert "1.jpg" not in [match.path for match in found]
 
@@ -83,7 +90,7 @@ def test_the_photograph_of_the_same_place_comes_first(scene):
 def test_a_query_may_find_itself_when_it_is_not_left_out(scene):
   query, database = scene
   found = retrieval.search(query, (600, 800), database, neighbours=2)
-  assert found[0].path == "4.jpg" and found[0].score == 120
+  assert found[0].path == "4.jpg" and found[0].inlier_count == 120
 
 
 def test_the_same_search_gives_the_same_bits(scene):
@@ -125,9 +132,9 @@ def test_a_large_photograph_is_judged_as_its_reduction():
     retrieval.search(query, (768, 1024), database_of([f], [size]))[0]
     for f, size in [(small, (768, 1024)), (large, (3072, 4096))]
   ]
-  assert found[0].score == found[1].score >= 75
+  assert found[0].inlier_count == found[1].inlier_count >= 75
   np.testing.assert_allclose(
-    4 * found[0].transform, found[1].transform, rtol=1e-3, atol=1e-2
+    4 * found[0].transform[:2], found[1].transform[:2], rtol=1e-3, atol=1e-2
   )
   np.testing.assert_allclose(
     4 * found[0].residuals, found[1].residuals, atol=0.1
@@ -136,78 +143,22 @@ def test_a_large_photograph_is_judged_as_its_reduction():
   assert retrieval.accept(found[:1]) and retrieval.accept(found[1:])
 
 
-@pytest.mark.parametrize(
-  "votes", ["count", "distance", "bursts", "distance_bursts"]
-)
-def test_a_query_feature_votes_once_a_photograph_by_its_nearest(votes):
+def test_chance_is_what_shuffled_matches_give(scene):
   generator = np.random.default_rng(0)
-  offsets = np.array([0, 5, 5, 12, 20])
-  rows = generator.integers(-1, 20, (30, 6))
-  distances = np.sort(generator.random((30, 6), np.float32), axis=1)
-  distances = np.where(rows < 0, np.inf, distances)
-  distances[3] = np.where(rows[3] < 0, np.inf, 0)  # all of them copies
-  expected, near = {}, {}
-  for feature, neighbours in enumerate(rows):
-    last = max(d for d in distances[feature] if d < np.inf)
-    for row, distance in zip(neighbours, distances[feature], strict=True):
-      if row >= 0:
-        image = int(np.searchsorted(offsets, row, side="right")) - 1
-        expected.setdefault(image, {}).setdefault(feature, int(row))
-        weight = 1 - (distance / last) ** 2 if last else 1
-        near.setdefault(image, {}).setdefault(feature, weight)
-  chosen = [row for matches in expected.values() for row in matches.values()]
-
-  def weight(image):
-    return sum(
-      (near[image][feature] if votes.startswith("distance") else 1)
-      / (chosen.count(row) ** 0.5 if votes.endswith("bursts") else 1)
-      for feature, row in expected[image].items()
-    )
-
-  ranked = sorted(expected, key=lambda i: (-weight(i), i))
-  search = functools.partial(
-    retrieval.vote, rows, distances, offsets, votes=votes
-  )
-  found = search(candidates=10)
-  assert [c.image for c in found] == ranked
-  for c in found:
-    matches = zip(c.features.tolist(), c.rows.tolist(), strict=True)
-    assert dict(matches) == expected[c.image]
-  assert [c.image for c in search(candidates=2)] == ranked[:2]
-
-
-def test_no_neighbour_is_no_vote():
-  nothing = np.full((3, 2), -1)
-  far = np.full((3, 2), np.inf)
-  assert retrieval.vote(nothing, far, np.array([0, 4]), candidates=5) == []
-
-
-def test_one_to_one_counts_distinct_features_and_places():
-  features = np.array([0, 0, 1, 2, 3])
-  places = np.array([[1, 1], [2, 2], [3, 3], [3, 3], [3, 3]], np.float32)
-  count = retrieval.count_inliers
-  assert count(features, places, counting="plain") == 5
-  assert count(features, places, counting="one_to_one") == 3
-  assert count(features[:2], places[:2], counting="one_to_one") == 1
-  assert count(features[:0], places[:0], counting="one_to_one") == 0
-
-
-def test_chance_is_what_shuffled_matches_give():
-  generator = np.random.default_rng(0)
-  query = generator.uniform(0, 400, (80, 2)).astype(np.float32)
+  locations = generator.uniform(0, 400, (80, 2)).astype(np.float32)
   crowd = generator.normal(300, 12, (80, 2)).astype(np.float32)
-  collapse = np.array([[0.05, 0, 290], [0, 0.05, 290]], np.float32)
-  match = retrieval.Match(
-    path="crowd.jpg",
-    score=60,
+  collapse = np.array([[0.05, 0, 290], [0, 0.05, 290], [0, 0, 1]], np.float32)
+  query, database = scene
+  found = retrieval.search(query, (600, 800), database, neighbours=4)[0]
+  match = dataclasses.replace(
+    found,
+    inlier_count=60,
     transform=collapse,
-    query_locations=query,
+    query_locations=locations,
     image_locations=crowd,
     inliers=np.ones(80, bool),
-    residuals=np.zeros(80, np.float32),
-    reach=20.0,
   )
-  mapped = np.asarray(apply_affine(collapse, query))
+  mapped = apply_affine(collapse, locations)
   shuffled = [
     np.sum(
       np.linalg.norm(mapped - crowd[generator.permutation(80)], axis=1) <= 20
@@ -217,4 +168,150 @@ def test_chance_is_what_shuffled_matches_give():
   np.testing.assert_allclose(
     match.expected_by_chance(), np.mean(shuffled), rtol=0.05
   )
-  assert retrieval.accept([match]) == []
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"matching": "votes"},
+    {"matching": "ratio"},
+    {"counting": "plain"},
+    {"transforms": "any"},
+    {"score": "weighted"},
+    {"score": "inliers"},
+    {"model": "similarity"},
+    {"model": "homography"},
+    {"error": "symmetric"},
+    {"sampling": "prosac"},
+    {"sampling": "scale"},
+    {"num_hypotheses": 200},
+  ],
+  ids=lambda options: "-".join(map(str, *options.items())),
+)
+def test_every_option_finds_the_place(scene, options):
+  query, database = scene
+  found = retrieval.search(
+    query, (600, 800), database, neighbours=4, leave_out=4, **options
+  )
+  assert found[0].path == "2.jpg" and found[0].inlier_count >= 50
+  np.testing.assert_allclose(found[0].transform[:2], TURN, rtol=0.1, atol=5)
+  scores = [match.score for match in found]
+  assert scores == sorted(scores, reverse=True)
+
+
+def test_one_correspondence_is_enough_where_nothing_is_turned():
+  generator = np.random.default_rng(2)
+  query = random_features(generator, 90)
+  grown = np.array([[1.5, 0, -40], [0, 1.5, 25]], np.float32)
+  same = see_again(generator, query, np.arange(30), grown)
+  same = same.replace(scales=np.full(30, 1.5, np.float32))
+  found = [
+    retrieval.search(
+      query,
+      (600, 800),
+      database_of([same]),
+      neighbours=2,
+      model="translation_scale",
+      sampling="exhaustive",
+      seed=seed,
+    )[0]
+    for seed in (0, 1)
+  ]
+  assert found[0].inlier_count == 30
+  np.testing.assert_allclose(found[0].transform[:2], grown, rtol=0.02, atol=2)
+  np.testing.assert_array_equal(found[0].transform, found[1].transform)
+
+
+def test_a_homography_holds_in_the_pixels_of_the_originals():
+  generator = np.random.default_rng(3)
+  query = random_features(generator, 150, size=(1500, 2000))
+  truth = np.array([[1.1, 0.1, 50], [-0.05, 1.2, 80], [1e-4, 5e-5, 1]])
+  image = see_again(generator, query, np.arange(150), np.eye(2, 3))
+  mapped = np.column_stack([query.locations, np.ones(150)]) @ truth.T
+  image = image.replace(
+    locations=(mapped[:, :2] / mapped[:, 2:]).astype(np.float32)
+  )
+  match = retrieval.compare(
+    query, (1500, 2000), image, (3000, 4000), model="homography"
+  )
+  assert match.inlier_count >= 140
+  np.testing.assert_allclose(
+    match.transform / match.transform[2, 2], truth, rtol=0.02, atol=0.5
+  )
+  assert match.reach == pytest.approx(20 * 4000 / 1024)
+
+
+@pytest.mark.parametrize("matching", ["votes", "mutual"])
+def test_a_repeated_pattern_counts_once(matching):
+  # All windows of one facade look like one window of another.
+  generator = np.random.default_rng(4)
+  window = random_features(generator, 1)
+  query = see_again(generator, window, np.zeros(60, int), np.eye(2, 3))
+  query = query.replace(
+    locations=generator.uniform(0, 15, (60, 2)).astype(np.float32)
+  )
+  image = window.replace(locations=np.array([[7.0, 7.0]], np.float32))
+  others = random_features(generator, 40)
+  database = database_of([image, others])
+  options = {"neighbours": 2, "matching": matching, "transforms": "any"}
+  once = retrieval.search(query, (600, 800), database, **options)
+  once = {match.path: match for match in once}["0.jpg"]
+  assert once.votes == 1 and once.inlier_count == 0
+  plain = retrieval.search(
+    query, (600, 800), database, counting="plain", **options
+  )
+  plain = {match.path: match for match in plain}["0.jpg"]
+  assert plain.votes == (60 if matching == "votes" else 1)
+
+
+def test_two_photographs_match_as_in_a_search(scene):
+  query, database = scene
+  rows = np.arange(*database.offsets[2:4])
+  other = LocalFeatures(
+    locations=database.locations[rows],
+    scales=database.scales[rows],
+    scores=np.ones(len(rows), np.float32),
+    descriptors=database.descriptors[rows],
+    mask=np.ones(len(rows), bool),
+  )
+  match = retrieval.compare(query, (600, 800), other, (600, 800))
+  assert match.inlier_count >= 55 and match.path == ""
+  assert match.query_features == 120 and match.image_size == (600, 800)
+  np.testing.assert_allclose(match.transform[:2], TURN, atol=0.05)
+  assert retrieval.accept([match]) == [match]
+  back = retrieval.compare(other, (600, 800), query, (600, 800))
+  assert back.inlier_count == match.inlier_count
+  np.testing.assert_allclose(
+    back.transform @ match.transform, np.eye(3), atol=0.2
+  )
+
+
+def test_a_photograph_without_features_matches_nothing(scene):
+  query, _ = scene
+  empty = random_features(np.random.default_rng(0), 0)
+  for one, other in ((query, empty), (empty, query), (empty, empty)):
+    match = retrieval.compare(one, (60, 80), other, (30, 40))
+    assert match.inlier_count == match.votes == 0
+    assert match.image_size == (30, 40)
+    assert match.expected_by_chance() == 0
+    assert retrieval.accept([match]) == []
+
+
+def test_features_of_two_kinds_are_refused(scene):
+  query, _ = scene
+  other = query.replace(descriptors=np.tile(query.descriptors, 2))
+  with pytest.raises(InputError, match="16 dimensions and the index 32"):
+    retrieval.compare(query, (60, 80), other, (60, 80))
+
+
+@pytest.mark.parametrize("matching", ["votes", "mutual", "ratio"])
+def test_a_candidate_is_the_same_in_any_company(scene, matching):
+  query, database = scene
+  options = {"neighbours": 4, "leave_out": 4, "matching": matching}
+  many = retrieval.search(query, (600, 800), database, **options)
+  alone = retrieval.search(query, (600, 800), database, candidates=1, **options)
+  same = next(match for match in many if match.path == alone[0].path)
+  for field in dataclasses.fields(retrieval.Match):
+    np.testing.assert_array_equal(
+      getattr(alone[0], field.name), getattr(same, field.name)
+    )
