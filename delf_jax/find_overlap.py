@@ -52,6 +52,9 @@ from delf_jax.features import store
 MOST_EXACT = 500_000
 # Photographs that are verified: what shows the same place gets many votes.
 CANDIDATES = 20
+# Stricter than a query: of the thousands of photographs of a class, one match
+# is enough to leave the class out.
+MIN_PROBABILITY = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +96,7 @@ def find_overlap(
   *,
   per_class: int = 0,
   max_side: int = extraction.MAX_SIDE,
-  min_probability: float = retrieval.MIN_PROBABILITY,
+  min_probability: float = MIN_PROBABILITY,
   workers: int | None = None,
 ) -> Found:
   """Searches an evaluation set for the photographs of a training set.
@@ -353,7 +356,7 @@ if __name__ == "__main__":
   )
   flags.DEFINE_float(
     "min_probability",
-    retrieval.MIN_PROBABILITY,
+    MIN_PROBABILITY,
     "less probable matches are none.",
     lower_bound=0.0,
     upper_bound=1.0,
