@@ -104,6 +104,7 @@ def test_they_run_from_top_to_bottom(name, folder, monkeypatch):
   client = nbclient.NotebookClient(
     notebook, timeout=600, resources={"metadata": {"path": str(COLABS)}}
   )
+  before = set(COLABS.rglob("*"))
   client.execute()
   for cell in notebook.cells:
     for output in cell.get("outputs", ()):
@@ -117,4 +118,4 @@ def test_they_run_from_top_to_bottom(name, folder, monkeypatch):
   assert len(shown) >= 4
   # What is left behind is where it was said to be, and nowhere else.
   assert (folder / "delf_jax_notebooks").is_dir()
-  assert {path.suffix for path in COLABS.iterdir()} <= {".ipynb"}
+  assert set(COLABS.rglob("*")) == before
