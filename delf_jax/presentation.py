@@ -15,6 +15,7 @@ from delf_jax import (
 )
 from delf_jax.data.photographs import Photograph, read_photograph
 from delf_jax.errors import InputError
+from delf_jax.geometry import homography
 
 PICTURE_SIDE = 1024  # photographs are read no larger than this for drawing
 MOST_MATCHES = 10  # shown of one query
@@ -117,13 +118,8 @@ def affine_at_centre(match: retrieval.Match) -> np.ndarray:
   Itself, unless it is a homography: then what it does to small things in the
   middle of the query.
   """
-  transform = np.asarray(match.transform, np.float64)
-  centre = np.append(np.asarray(match.query_size) / 2, 1.0)
-  mapped = transform @ centre
-  landed = mapped[:2] / mapped[2]
-  # The derivative of a quotient.
-  linear = (transform[:2, :2] - landed[:, None] * transform[2, :2]) / mapped[2]
-  return np.column_stack([linear, landed - linear @ centre[:2]])
+  centre = np.asarray(match.query_size, np.float32) / 2
+  return np.asarray(homography.affine_at(match.transform, centre))[:2]
 
 
 def _match_section(

