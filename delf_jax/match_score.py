@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from delf_jax import matching, voting
 from delf_jax.errors import InputError
 
 FORMAT = "delf_jax calibration"
@@ -154,7 +155,7 @@ def evidence(match: VerifiedMatch) -> np.ndarray:
   n, m = len(inliers), len(place)
   if not n:
     return np.zeros(len(NAMES))
-  nearness = _nearness(match)
+  nearness = voting.closeness(match.distances, match.farthest)
   near = np.log1p(nearness[inliers].sum())
   contrast = _contrast(nearness[place[~match.inliers[place]]])
   squared = (match.residuals[inliers] / match.reach) ** 2
@@ -288,38 +289,16 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
   return Calibration(*lists, bias, content.get("provenance") or {})
 
 
-def _nearness(match):
-  """[m] 1 - (d / d_K)^2: 1 for equal descriptors, 0 for the background's."""
-  far = np.maximum(match.farthest, np.finfo(np.float32).tiny)
-  return np.clip(1 - (match.distances / far) ** 2, 0.0, 1.0)
-
-
 def _one_to_one(match):
   """Returns which matches count: the nearest of those that share a place."""
   far = np.maximum(match.farthest, np.finfo(np.float32).tiny)
-  left = np.argsort(match.distances / far, kind="stable")
-  sides = [_numbers(match.query_locations), _numbers(match.image_locations)]
-  kept = []
-  while len(left):
-    # The nearest of its place in both photographs: nothing can displace it.
-    first = np.ones(len(left), bool)
-    for side in sides:
-      best = np.zeros(len(left), bool)
-      best[np.unique(side[left], return_index=True)[1]] = True
-      first &= best
-    taken = left[first]
-    kept.append(taken)
-    for side in sides:
-      left = left[~np.isin(side[left], side[taken])]
-  return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
-
-
-def _numbers(rows):
-  """Numbers the rows of [m, 2] so that equal ones have the same number."""
-  # A pair as one number sorts ten times as fast; adding zero makes -0.0 0.0.
-  pairs = np.ascontiguousarray(rows, np.float32) + np.float32(0)
-  _, numbers = np.unique(pairs.view(np.uint64)[:, 0], return_inverse=True)
-  return numbers
+  return np.flatnonzero(
+    matching.one_to_one(
+      matching.places(match.query_locations),
+      matching.places(match.image_locations),
+      match.distances / far,
+    )
+  )
 
 
 def _chance(match, place):

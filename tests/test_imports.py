@@ -164,7 +164,10 @@ ROOMS = {
   "delf_jax.geometry": (COMMON, PURE),
   "delf_jax.index": (None, ["delf_jax.index", "delf_jax.errors"]),
   "delf_jax.items": ([], []),
-  "delf_jax.match_score": (["numpy"], ["delf_jax.errors"]),
+  "delf_jax.match_score": (
+    ["numpy"],
+    ["delf_jax.errors", "delf_jax.matching", "delf_jax.voting"],
+  ),
   "delf_jax.matching": (COMMON, ["delf_jax.errors"]),
   "delf_jax.models": (COMMON, PURE),
   "delf_jax.voting": (["numpy"], ["delf_jax.errors"]),
