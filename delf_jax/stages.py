@@ -15,6 +15,7 @@ from delf_jax.data import landmarks, pair_sources, pipeline
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.views import Views
 from delf_jax.errors import InputError
+from delf_jax.training import step as steps
 
 PAIRED = "correspondence"
 # Of the pairs of views that a run is validated on, whatever its own seed.
@@ -40,6 +41,7 @@ class StageOptions:
     ema_decay: of running means of the parameters.
     reconstruction_weight: of the autoencoder's error.
     frozen: groups of parameters that stay as they are.
+    objective: see `training.step.OBJECTIVES`.
   """
 
   resize: int
@@ -56,6 +58,7 @@ class StageOptions:
   ema_decay: float = 0.0
   reconstruction_weight: float = 10.0
   frozen: tuple[str, ...] = ()
+  objective: str = "classification"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +131,10 @@ def read_stage(
 ) -> StageOptions | PairOptions:
   """Reads what a config says of a stage; see `read_options`."""
   kind = PairOptions if stage == PAIRED else StageOptions
-  return read_options(kind, config[stage], stage)
+  options = read_options(kind, config[stage], stage)
+  if isinstance(options, StageOptions):
+    steps.check_objective(stage, options.objective, frozen=options.frozen)
+  return options
 
 
 def to_train(config: Mapping[str, Any]) -> list[str]:

@@ -165,6 +165,7 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
   if paired:
     evaluation_step = correspondence.make_evaluation_step(network, **shared)
   else:
+    shared["objective"] = options.objective
     evaluation_step = steps.make_evaluation_step(network, stage=stage, **shared)
   schedule = optimisers.make_schedule(steps=options.steps, **options.schedule)
   optimiser = optimisers.make_optimiser(schedule, **options.optimiser)

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from delf_jax.errors import InputError
 from delf_jax.models.delf import Delf
 from delf_jax.models.normalisation import Normalisation
-from delf_jax.training import correspondence, losses
+from delf_jax.training import correspondence, losses, neighbours
 
 # The parameters that a stage learns; the others are frozen, bit by bit.
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -30,6 +31,34 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "autoencoder",
   ),
 }
+
+# What teaches a stage that has labels.
+OBJECTIVES = ("classification", "neighbours")
+
+
+def check_objective(
+  stage: str, objective: str, *, frozen: Sequence[str] = ()
+) -> None:
+  """Refuses objectives that a stage cannot have.
+
+  Raises:
+    InputError: naming it.
+  """
+  if objective not in OBJECTIVES:
+    raise InputError(
+      f"config.{stage}.objective {objective!r}: expected one of "
+      f"{', '.join(OBJECTIVES)}"
+    )
+  if objective == "neighbours" and stage != "attention":
+    raise InputError(
+      f"config.{stage}.objective: neighbours teach attention alone; use "
+      f"classification"
+    )
+  if objective == "neighbours" and "autoencoder" not in frozen:
+    raise InputError(
+      f"config.{stage}.objective: neighbours are those of descriptors that "
+      f"stay as they are; config.{stage}.frozen must name 'autoencoder'"
+    )
 
 
 @flax.struct.dataclass
@@ -102,6 +131,7 @@ def make_train_step(
   *,
   stage: str,
   normalise: Normalisation,
+  objective: str = "classification",
   loss: Mapping[str, Any] | None = None,
   mixup: float = 0.0,
   accumulate: int = 1,
@@ -117,6 +147,7 @@ def make_train_step(
     optimiser: of the stage.
     stage: a key of `STAGES`.
     normalise: of pixels.
+    objective: of a stage with labels, one of `OBJECTIVES`.
     loss: keyword arguments of `losses.classification`, or in the
       correspondence stage of `correspondence.contrast`.
     mixup: alpha of `losses.mix`; 0 mixes nothing.
@@ -141,15 +172,19 @@ def make_train_step(
     if not (network.frozen_norm and name == "backbone") and name not in frozen
   ]
   if stage == "correspondence":
-    objective = correspondence.make_objective(
+    differentiated = correspondence.make_objective(
       network,
       normalise=normalise,
       loss=loss,
       reconstruction_weight=reconstruction_weight,
       axis_name=axis_name,
     )
+  elif objective == "neighbours":
+    differentiated = neighbours.make_objective(
+      network, normalise=normalise, axis_name=axis_name
+    )
   else:
-    objective = _classification(
+    differentiated = _classification(
       network,
       stage=stage,
       normalise=normalise,
@@ -163,7 +198,7 @@ def make_train_step(
 
   def loss_of(learned, state, batch_stats, batch, key):
     params = {**state.params, **learned}
-    return objective(params, batch_stats, batch, key)
+    return differentiated(params, batch_stats, batch, key)
 
   def gradients_of(learned, state, batch):
     """Returns gradients, statistics and figures of one device's batch."""
@@ -283,17 +318,23 @@ def make_evaluation_step(
   *,
   stage: str,
   normalise: Normalisation,
+  objective: str = "classification",
   loss: Mapping[str, Any] | None = None,
   axis_name: str | None = None,
 ) -> Callable[[Mapping[str, Any], Batch], dict[str, jax.Array]]:
   """Builds the pure step that validates a stage's last head.
 
-  The correspondence stage has one of its own, in its module.
+  The correspondence stage has one of its own, in its module, and so has the
+  objective "neighbours".
 
   Returns:
     step(variables, {"pixels", "labels", "weights" [b]}) -> sums over the batch:
     "loss", "correct" and "count", in which an example counts by its weight.
   """
+  if objective == "neighbours":
+    return neighbours.make_evaluation_step(
+      network, normalise=normalise, axis_name=axis_name
+    )
 
   def evaluation_step(variables, batch):
     outputs = network.apply(
