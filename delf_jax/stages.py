@@ -15,9 +15,11 @@ from delf_jax.data import landmarks, pair_sources, pipeline
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.views import Views
 from delf_jax.errors import InputError
-from delf_jax.training import step as steps
 
 PAIRED = "correspondence"
+# What a stage with labels learns by.
+NEIGHBOURS = "neighbours"
+OBJECTIVES = ("classification", NEIGHBOURS)
 # Of the pairs of views that a run is validated on, whatever its own seed.
 _VALIDATION_SEED = 1_000_003
 
@@ -41,7 +43,7 @@ class StageOptions:
     ema_decay: of running means of the parameters.
     reconstruction_weight: of the autoencoder's error.
     frozen: groups of parameters that stay as they are.
-    objective: see `training.step.OBJECTIVES`.
+    objective: one of `OBJECTIVES`.
   """
 
   resize: int
@@ -133,8 +135,32 @@ def read_stage(
   kind = PairOptions if stage == PAIRED else StageOptions
   options = read_options(kind, config[stage], stage)
   if isinstance(options, StageOptions):
-    steps.check_objective(stage, options.objective, frozen=options.frozen)
+    _check_objective(stage, options)
   return options
+
+
+def _check_objective(stage: str, options: StageOptions) -> None:
+  """Refuses objectives that a stage cannot have.
+
+  Raises:
+    InputError: naming it.
+  """
+  objective = options.objective
+  if objective not in OBJECTIVES:
+    raise InputError(
+      f"config.{stage}.objective {objective!r}: expected one of "
+      f"{', '.join(OBJECTIVES)}"
+    )
+  if objective == NEIGHBOURS and stage != "attention":
+    raise InputError(
+      f"config.{stage}.objective: neighbours teach attention alone; use "
+      f"classification"
+    )
+  if objective == NEIGHBOURS and "autoencoder" not in options.frozen:
+    raise InputError(
+      f"config.{stage}.objective: neighbours are those of descriptors that "
+      f"stay as they are; config.{stage}.frozen must name 'autoencoder'"
+    )
 
 
 def to_train(config: Mapping[str, Any]) -> list[str]:

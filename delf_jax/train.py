@@ -54,7 +54,7 @@ from delf_jax import (
 from delf_jax.data import landmarks
 from delf_jax.errors import InputError
 from delf_jax.options import parse_options
-from delf_jax.training import correspondence, optimisers
+from delf_jax.training import correspondence, neighbours, optimisers
 from delf_jax.training import step as steps
 
 HEAT_MAPS = 8
@@ -162,10 +162,14 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
     "loss": options.loss if paired else run.config.get("loss"),
     "axis_name": "batch",
   }
+  objective = None
   if paired:
     evaluation_step = correspondence.make_evaluation_step(network, **shared)
+  elif options.objective == stages.NEIGHBOURS:
+    alike = {"normalise": normalise, "axis_name": "batch"}
+    objective = neighbours.make_objective(network, **alike)
+    evaluation_step = neighbours.make_evaluation_step(network, **alike)
   else:
-    shared["objective"] = options.objective
     evaluation_step = steps.make_evaluation_step(network, stage=stage, **shared)
   schedule = optimisers.make_schedule(steps=options.steps, **options.schedule)
   optimiser = optimisers.make_optimiser(schedule, **options.optimiser)
@@ -174,6 +178,7 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
       network,
       optimiser,
       stage=stage,
+      objective=objective,
       mixup=0.0 if paired else options.mixup,
       accumulate=options.accumulate,
       ema_decay=options.ema_decay,

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from delf_jax.errors import InputError
 from delf_jax.models.delf import Delf
 from delf_jax.models.normalisation import Normalisation
-from delf_jax.training import correspondence, losses, neighbours
+from delf_jax.training import correspondence, losses
 
 # The parameters that a stage learns; the others are frozen, bit by bit.
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -31,34 +30,6 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "autoencoder",
   ),
 }
-
-# What teaches a stage that has labels.
-OBJECTIVES = ("classification", "neighbours")
-
-
-def check_objective(
-  stage: str, objective: str, *, frozen: Sequence[str] = ()
-) -> None:
-  """Refuses objectives that a stage cannot have.
-
-  Raises:
-    InputError: naming it.
-  """
-  if objective not in OBJECTIVES:
-    raise InputError(
-      f"config.{stage}.objective {objective!r}: expected one of "
-      f"{', '.join(OBJECTIVES)}"
-    )
-  if objective == "neighbours" and stage != "attention":
-    raise InputError(
-      f"config.{stage}.objective: neighbours teach attention alone; use "
-      f"classification"
-    )
-  if objective == "neighbours" and "autoencoder" not in frozen:
-    raise InputError(
-      f"config.{stage}.objective: neighbours are those of descriptors that "
-      f"stay as they are; config.{stage}.frozen must name 'autoencoder'"
-    )
 
 
 @flax.struct.dataclass
@@ -93,6 +64,8 @@ class TrainState:
 
 Batch = Mapping[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+# (params, batch_stats, batch, key) -> loss, (statistics, figures)
+Objective = Callable[..., tuple[jax.Array, tuple[dict, dict]]]
 
 
 def trained(
@@ -131,7 +104,7 @@ def make_train_step(
   *,
   stage: str,
   normalise: Normalisation,
-  objective: str = "classification",
+  objective: Objective | None = None,
   loss: Mapping[str, Any] | None = None,
   mixup: float = 0.0,
   accumulate: int = 1,
@@ -147,7 +120,8 @@ def make_train_step(
     optimiser: of the stage.
     stage: a key of `STAGES`.
     normalise: of pixels.
-    objective: of a stage with labels, one of `OBJECTIVES`.
+    objective: what the step differentiates, if it is not the stage's own; the
+      options of that, such as `loss`, are then unused.
     loss: keyword arguments of `losses.classification`, or in the
       correspondence stage of `correspondence.contrast`.
     mixup: alpha of `losses.mix`; 0 mixes nothing.
@@ -171,20 +145,18 @@ def make_train_step(
     for name in STAGES[stage]
     if not (network.frozen_norm and name == "backbone") and name not in frozen
   ]
-  if stage == "correspondence":
-    differentiated = correspondence.make_objective(
+  if objective is not None:
+    pass
+  elif stage == "correspondence":
+    objective = correspondence.make_objective(
       network,
       normalise=normalise,
       loss=loss,
       reconstruction_weight=reconstruction_weight,
       axis_name=axis_name,
     )
-  elif objective == "neighbours":
-    differentiated = neighbours.make_objective(
-      network, normalise=normalise, axis_name=axis_name
-    )
   else:
-    differentiated = _classification(
+    objective = _classification(
       network,
       stage=stage,
       normalise=normalise,
@@ -198,7 +170,7 @@ def make_train_step(
 
   def loss_of(learned, state, batch_stats, batch, key):
     params = {**state.params, **learned}
-    return differentiated(params, batch_stats, batch, key)
+    return objective(params, batch_stats, batch, key)
 
   def gradients_of(learned, state, batch):
     """Returns gradients, statistics and figures of one device's batch."""
@@ -318,23 +290,18 @@ def make_evaluation_step(
   *,
   stage: str,
   normalise: Normalisation,
-  objective: str = "classification",
   loss: Mapping[str, Any] | None = None,
   axis_name: str | None = None,
 ) -> Callable[[Mapping[str, Any], Batch], dict[str, jax.Array]]:
   """Builds the pure step that validates a stage's last head.
 
-  The correspondence stage has one of its own, in its module, and so has the
-  objective "neighbours".
+  The correspondence stage has one of its own, in its module, and so has an
+  attention that `neighbours` teach.
 
   Returns:
     step(variables, {"pixels", "labels", "weights" [b]}) -> sums over the batch:
     "loss", "correct" and "count", in which an example counts by its weight.
   """
-  if objective == "neighbours":
-    return neighbours.make_evaluation_step(
-      network, normalise=normalise, axis_name=axis_name
-    )
 
   def evaluation_step(variables, batch):
     outputs = network.apply(
