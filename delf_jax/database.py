@@ -105,6 +105,16 @@ def descriptor_batches(
     yield batch
 
 
+def kind_of_features(settings: Mapping[str, Any]) -> str:
+  """Names what makes descriptors of two stores comparable.
+
+  Args:
+    settings: of a store.
+  """
+  names = ("kind", "fingerprint", "reduction")
+  return " ".join(str(settings[name]) for name in names if name in settings)
+
+
 def provenance(
   opened: store.Store,
   *,

@@ -56,6 +56,7 @@ _OWN = (
   "ground_truth",
   "distractors",
   "features",
+  "option",
   *options.FEATURE_OPTIONS,
 )
 _OF_TABLES = ("data", "cache", "sweep")
@@ -83,6 +84,7 @@ def evaluate_photographs(values: flags.FlagValues) -> int:
     ),
     output=values.output,
     kind=values.kind,
+    index_options=options.parse_options(values.option),
     workers=values.workers,
     **options.search_options(values),
   )
@@ -200,4 +202,7 @@ if __name__ == "__main__":
   options.define_search()
   flags.adopt_module_key_flags(options)
   flags.DEFINE_enum("kind", "exact", index.KINDS, "of index.")
+  flags.DEFINE_multi_string(
+    "option", [], "name=value, of the kind of index; may be repeated."
+  )
   program.run(main)
