@@ -24,6 +24,7 @@ again.
 Then: python -m delf_jax.query --index INDEX --photo FILE
 """
 
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -83,6 +84,7 @@ def build(
       batches,
       np.diff(opened.offsets),
       database.kind_of_features(opened.settings),
+      functools.partial(progress.track, label="words", unit="round"),
       **options,
     )
   elif kind == streaming.KIND:

@@ -1,13 +1,14 @@
 """Features of a cache as a database to search, with an index that is kept."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from delf_jax import database, feature_cache, index, retrieval
+from delf_jax import database, feature_cache, index, progress, retrieval
 from delf_jax.feature_cache import Selection
 from delf_jax.index import streaming
 
@@ -103,6 +104,7 @@ def open_database(
         descriptors.batches,
         np.diff(offsets),
         database.kind_of_features(cached.opened.settings),
+        functools.partial(progress.track, label="words", unit="round"),
         **options,
       )
     else:

@@ -77,7 +77,8 @@ class Database:
     locations: [n, 2] (y, x) of every row, in original pixels; or what gives
       [m, 2] for rows [m], as all that follow.
     scales: [n] of every feature; None if only searches without them are made.
-    descriptors: [n, d] of every row; None if only votes are matched.
+    descriptors: [n, d] of every row; None if only votes are matched, which a
+      bag of words cannot do without.
     calibration: of the probability of matches of such features; None for
       `match_score.shipped()`.
   """
@@ -251,7 +252,7 @@ def search(
       leave_out=leave_out,
     )
     far = ranking.farthest
-    found = _unmatched(ranking.images[:candidates])
+    found = ranking.candidates(candidates)
   elif candidates < 1:
     raise InputError(
       "nothing is verified (candidates is 0), which only a bag of words can do "
@@ -409,14 +410,6 @@ def _neighbours(query, database, neighbours, leave_out):
     start, stop = database.offsets[leave_out : leave_out + 2]
     exclude = (int(start), int(stop))
   return database.index.search(query.descriptors, neighbours, exclude=exclude)
-
-
-def _unmatched(images):
-  none = np.zeros(0, np.int64)
-  return [
-    voting.Candidate(int(image), none, none, none.astype(np.float32))
-    for image in images
-  ]
 
 
 def _with_unverified(matches, ranking, query, size, database):

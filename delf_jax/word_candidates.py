@@ -35,6 +35,14 @@ class Ranking:
   words: np.ndarray
   farthest: np.ndarray
 
+  def candidates(self, count: int) -> list[voting.Candidate]:
+    """Returns the first photographs, not matched yet."""
+    none = np.zeros(0, np.int64)
+    return [
+      voting.Candidate(int(image), none, none, none.astype(np.float32))
+      for image in self.images[:count]
+    ]
+
 
 def rank(
   query_descriptors: np.ndarray,

@@ -20,7 +20,7 @@ import numpy as np
 
 from delf_jax.errors import InputError
 from delf_jax.index import directory, graph, streaming
-from delf_jax.index.vocabulary import Vocabulary, train
+from delf_jax.index.vocabulary import Track, Vocabulary, train
 
 _KIND = "bag_of_words"
 _WORDS = "words_"  # what the names of the vocabulary's arrays begin with
@@ -308,6 +308,7 @@ def build(
   batches: Callable[[], Iterable[np.ndarray]],
   counts: Sequence[int] | np.ndarray,
   features: str,
+  track: Track = iter,
   *,
   vocabulary: str | os.PathLike | None = None,
   words: int = 0,
@@ -325,6 +326,7 @@ def build(
     batches: gives all descriptors, [n, d] at a time; may be called twice.
     counts: [p] how many descriptors each photograph has.
     features: the kind of descriptors, see `vocabulary.Vocabulary`.
+    track: is given the rounds of k-means, to show how far they are.
     vocabulary: a bag of words whose words are taken, learned on other
       photographs than those that are searched; by default they are learned
       on these.
@@ -363,6 +365,7 @@ def build(
       words=words,
       rounds=rounds,
       seed=seed,
+      track=track,
       threads=threads,
     )
   built = BagOfWords(found, soft=soft, sigma=sigma, stop=stop)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -192,7 +192,7 @@ def cluster(
   *,
   seed: int,
   assign: Callable[[np.ndarray, np.ndarray], np.ndarray],
-  rounds: int = _ROUNDS,
+  rounds: Iterable[int] = range(_ROUNDS),
 ) -> np.ndarray:
   """Finds words by k-means, from random descriptors of the sample.
 
@@ -202,7 +202,7 @@ def cluster(
     seed: of the choice.
     assign: descriptors [m, d] and words [count, d] -> the nearest word of each
       descriptor, [m] int32.
-    rounds: in which the words move.
+    rounds: the words move in each.
 
   Returns:
     [count, d] float32.
@@ -214,7 +214,7 @@ def cluster(
   chosen = generator.permutation(n)[: max(count, _SAMPLED * count)]
   centres = sample[chosen[:count]].copy()
   some = frozen(sample[np.sort(chosen)])
-  for _ in range(rounds):
+  for _ in rounds:
     words = assign(some, centres)
     sums = np.zeros((count, d))
     sizes = np.zeros(count, np.int64)

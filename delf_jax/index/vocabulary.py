@@ -8,13 +8,15 @@ nearest for 998 descriptors of 1,000, and takes as long for a million.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from delf_jax.errors import InputError
 from delf_jax.index import exact, graph, inverted_file_training
+
+Track = Callable[[range], Iterable[int]]
 
 MOST_WORDS = 1_000_000  # as many as the paper tried
 PER_WORD = 16  # descriptors of the sample, as in the paper
@@ -54,6 +56,7 @@ def train(
   words: int = 0,
   rounds: int = 10,
   seed: int = 0,
+  track: Track = iter,
   threads: int | None = None,
 ) -> Vocabulary:
   """Finds words for descriptors like a sample.
@@ -67,6 +70,7 @@ def train(
       no more than a million.
     rounds: of k-means.
     seed: of the descriptors that the words start from.
+    track: is given the rounds, to show how far they are.
     threads: that share the work; all usable cores by default.
 
   Raises:
@@ -91,7 +95,7 @@ def train(
 
   found = index_of(
     inverted_file_training.cluster(
-      sample, count, seed=seed, assign=assign, rounds=rounds
+      sample, count, seed=seed, assign=assign, rounds=track(range(rounds))
     )
   )
   chosen = np.random.default_rng(seed).permutation(n)[:_MEASURED]
