@@ -16,7 +16,14 @@ RESULTS/metrics.json receives, in percent, mAP_medium and mAP_hard
 recall, over all queries and distractor queries at once, whose precision is at
 least 90 or 95 %; and 95 % intervals of all, from drawing the queries again.
 Beside it are the precision-recall plot, the rankings, and a cache of features,
-which another run with the same settings reuses.
+which another run with the same settings reuses. --option NAME=VALUE sets an
+option of the --kind of index. Philbin's bag of words, ranked by its words alone
+(without --candidates 0 they are verified), with those of other photographs:
+
+  python -m delf_jax.build_index --store STORE --kind bag_of_words --output WORDS
+  python -m delf_jax.evaluate --photos DIR --ground_truth FILE.json \
+    --features rootsift --kind bag_of_words --option vocabulary=WORDS \
+    --candidates 0 --output RESULTS
 
 A row of a table of the paper, all of them, or all on synthetic landmarks:
 

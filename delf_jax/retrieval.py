@@ -244,15 +244,17 @@ def search(
   ranking = None
   if isinstance(database.index, PhotographIndex):
     ranking = word_candidates.rank(
+      query.descriptors, database.index, leave_out=leave_out
+    )
+    found = ranking.candidates(candidates)
+    # Nobody asks for it where nothing is verified.
+    far = found and word_candidates.farthest(
       query.descriptors,
-      database.index,
+      ranking.images,
       database.descriptors,
       database.offsets,
-      neighbours=neighbours,
-      leave_out=leave_out,
+      neighbours,
     )
-    far = ranking.farthest
-    found = ranking.candidates(candidates)
   elif candidates < 1:
     raise InputError(
       "nothing is verified (candidates is 0), which only a bag of words can do "

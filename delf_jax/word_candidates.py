@@ -26,14 +26,11 @@ class Ranking:
     images: [r] their numbers in the database, best first.
     cosines: [r] of the same.
     words: [m, s] of the query's features.
-    farthest: [m] how far each query feature's background is: its last neighbour
-      in the first photographs; see `voting.closeness`.
   """
 
   images: np.ndarray
   cosines: np.ndarray
   words: np.ndarray
-  farthest: np.ndarray
 
   def candidates(self, count: int) -> list[voting.Candidate]:
     """Returns the first photographs, not matched yet."""
@@ -47,10 +44,7 @@ class Ranking:
 def rank(
   query_descriptors: np.ndarray,
   index: PhotographIndex,
-  descriptors: np.ndarray,
-  offsets: np.ndarray,
   *,
-  neighbours: int,
   leave_out: int | None = None,
 ) -> Ranking:
   """Ranks the photographs of a database.
@@ -58,26 +52,37 @@ def rank(
   Args:
     query_descriptors: [m, d].
     index: over the photographs.
-    descriptors: [n, d] of every row of the database.
-    offsets: [p + 1], rows offsets[i] to offsets[i + 1] are of photograph i.
-    neighbours: which neighbour of a query feature is the last one.
     leave_out: a photograph that must not be found.
   """
   words, weights = index.describe(query_descriptors)
   images, cosines = index.rank(words, weights, leave_out=leave_out)
-  first = np.sort(images[:_BACKGROUND])
+  return Ranking(images[:LONGEST], cosines[:LONGEST], words)
+
+
+def farthest(
+  query_descriptors: np.ndarray,
+  images: np.ndarray,
+  descriptors: np.ndarray,
+  offsets: np.ndarray,
+  neighbours: int,
+) -> np.ndarray:
+  """Returns how far each query feature's last neighbour is: [m]; 0 if none.
+
+  What `voting.farthest` knows from a search of all descriptors, among those of
+  the first photographs of a ranking.
+
+  Args:
+    query_descriptors: [m, d].
+    images: [r] of the ranking.
+    descriptors: [n, d] of every row of the database.
+    offsets: [p + 1], rows offsets[i] to offsets[i + 1] are of photograph i.
+    neighbours: which neighbour is the last one.
+  """
   rows = np.concatenate(
     [np.zeros(0, np.int64)]
-    + [np.arange(*offsets[image : image + 2]) for image in first]
+    + [np.arange(*offsets[i : i + 2]) for i in np.sort(images[:_BACKGROUND])]
   )
-  return Ranking(
-    images=images[:LONGEST],
-    cosines=cosines[:LONGEST],
-    words=words,
-    farthest=_distance_of_last(
-      query_descriptors, descriptors[rows], neighbours
-    ),
-  )
+  return _distance_of_last(query_descriptors, descriptors[rows], neighbours)
 
 
 def candidate(

@@ -284,6 +284,8 @@ def test_words_are_taken_and_checked(descriptors, words, tmp_path):
       build(descriptors, COUNTS, vocabulary=words, **option)
   with pytest.raises(InputError, match="wings: no option of bag_of_words"):
     build(descriptors, COUNTS, wings=2)
+  with pytest.raises(InputError, match="photographs and not descriptors"):
+    index.build_index(index.BAG_OF_WORDS, descriptors)
 
 
 def test_a_damaged_file_is_refused(descriptors, words, tmp_path):

@@ -146,13 +146,13 @@ def test_putative_matches_are_the_nearest_with_the_same_word(scene):
 
 def test_the_background_is_the_last_neighbour_in_the_first_photographs(scene):
   query, database = scene
-  ranking = word_candidates.rank(
+  ranking = word_candidates.rank(query.descriptors, database.index, leave_out=6)
+  found = word_candidates.farthest(
     query.descriptors,
-    database.index,
+    ranking.images,
     database.descriptors,
     database.offsets,
-    neighbours=20,
-    leave_out=6,
+    20,
   )
   # Few photographs: all that share a word but the one that is left out.
   rows = np.concatenate(
@@ -161,7 +161,7 @@ def test_the_background_is_the_last_neighbour_in_the_first_photographs(scene):
   expected, _ = exact.build(database.descriptors[rows]).search(
     query.descriptors, 20
   )
-  np.testing.assert_allclose(ranking.farthest, expected[:, -1], atol=1e-4)
+  np.testing.assert_allclose(found, expected[:, -1], atol=1e-4)
 
 
 def test_empty_photographs_and_queries():

@@ -107,6 +107,11 @@ def build_index(kind: str, descriptors: np.ndarray, **options: Any) -> Index:
     InputError: if the kind or an option is unknown, or a descriptor cannot be
       used.
   """
+  if kind == BAG_OF_WORDS:
+    raise InputError(
+      f"a {kind} finds photographs and not descriptors; choose another kind of "
+      f"index"
+    )
   return call(module(kind).build, kind, descriptors, **options)
 
 
