@@ -13,8 +13,9 @@ KIND, and how large a collection it is for (README.md has the measurements):
                  --option rerank=4 for better neighbours; to a billion
   faiss, scann   those libraries, where they are installed
   bag_of_words   ranks photographs by the visual words that they share: 12 bytes
-                 a descriptor; --option vocabulary=INDEX takes the words of a
-                 bag of words that was built from other photographs
+                 a descriptor, or 44 with --option soft=3, which finds more;
+                 --option vocabulary=INDEX takes the words of a bag of words
+                 that was built from other photographs
 --option NAME=VALUE sets an option of the kind, such as probes=20.
 
 --update adds the photographs that are new in the store to an inverted file or a

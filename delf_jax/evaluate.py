@@ -20,7 +20,8 @@ which another run with the same settings reuses. --option NAME=VALUE sets an
 option of the --kind of index. Philbin's bag of words, ranked by its words alone
 (without --candidates 0 they are verified), with those of other photographs:
 
-  python -m delf_jax.build_index --store STORE --kind bag_of_words --output WORDS
+  python -m delf_jax.build_index --store STORE --kind bag_of_words \
+    --output WORDS
   python -m delf_jax.evaluate --photos DIR --ground_truth FILE.json \
     --features rootsift --kind bag_of_words --option vocabulary=WORDS \
     --candidates 0 --output RESULTS
