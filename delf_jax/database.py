@@ -172,7 +172,7 @@ def check_origin(
 
 def connect(
   opened: store.Store,
-  searcher: index.Index,
+  searcher: index.Index | index.PhotographIndex,
   *,
   photographs: int | None = None,
   removed: Collection[int] = (),
@@ -181,7 +181,7 @@ def connect(
 
   Args:
     opened: the store.
-    searcher: over its descriptors.
+    searcher: over its descriptors, or a bag of words of its photographs.
     photographs: of how many, from the first; by default all.
     removed: the numbers of those among them that it leaves out.
   """
