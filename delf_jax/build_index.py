@@ -12,14 +12,20 @@ KIND, and how large a collection it is for (README.md has the measurements):
   inverted_file  the paper's large-scale index: 8 bytes a descriptor, or 48 with
                  --option rerank=4 for better neighbours; to a billion
   faiss, scann   those libraries, where they are installed
+  bag_of_words   ranks photographs by the visual words that they share: 12 bytes
+                 a descriptor, or 44 with --option soft=3, which finds more;
+                 --option vocabulary=INDEX takes the words of a bag of words
+                 that was built from other photographs
 --option NAME=VALUE sets an option of the kind, such as probes=20.
 
---update adds the photographs that are new in the store to an inverted file, and
---remove takes some out; indexes of other kinds are built again.
+--update adds the photographs that are new in the store to an inverted file or a
+bag of words, and --remove takes some out; indexes of other kinds are built
+again.
 
 Then: python -m delf_jax.query --index INDEX --photo FILE
 """
 
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -63,16 +69,30 @@ def build(
   if kind != "exact":
     options = {"seed": seed, **options}
   total = int(opened.offsets[-1])
-  if kind == streaming.KIND:
+
+  def batches():
+    return progress.track(
+      database.descriptor_batches(opened),
+      label="index",
+      unit="batch",
+      total=-(-total // database.BATCH),
+    )
+
+  if kind == index.BAG_OF_WORDS:
+    built = index.call(
+      index.module(kind).build,
+      kind,
+      batches,
+      np.diff(opened.offsets),
+      database.kind_of_features(opened.settings),
+      functools.partial(progress.track, label="words", unit="round"),
+      **options,
+    )
+  elif kind == streaming.KIND:
     folder = os.path.dirname(os.path.abspath(output))
     os.makedirs(folder, exist_ok=True)
     built = streaming.build(
-      lambda: progress.track(
-        database.descriptor_batches(opened),
-        label="index",
-        unit="batch",
-        total=-(-total // database.BATCH),
-      ),
+      batches,
       total,
       folder=folder,
       **options,
@@ -113,7 +133,8 @@ def update(
       a photograph is not in it.
   """
   meta = index.read_meta(output)
-  if meta["kind"] != streaming.KIND:
+  words = meta["kind"] == index.BAG_OF_WORDS
+  if meta["kind"] != streaming.KIND and not words:
     raise InputError(
       f"{output!r} is a {meta['kind']} index, which cannot change; build it "
       f"again, or build an {streaming.KIND}"
@@ -127,8 +148,12 @@ def update(
   added = len(opened.paths) - count if add else 0
   if add:
     start = int(opened.offsets[count])
-    for batch in database.descriptor_batches(opened, start=start):
-      changed.add(batch)
+    batches = database.descriptor_batches(opened, start=start)
+    if words:
+      changed.add(batches, np.diff(opened.offsets[count:]))
+    else:
+      for batch in batches:
+        changed.add(batch)
     count = len(opened.paths)
   numbers = {path: i for i, path in enumerate(opened.paths[:count])}
   sizes = np.diff(opened.offsets)
@@ -136,9 +161,12 @@ def update(
     number = numbers.get(path)
     if number is None or number in gone:
       raise InputError(f"{path!r} is not among the photographs of {output!r}")
-    lost = sum(int(sizes[earlier]) for earlier in gone if earlier < number)
-    first = int(opened.offsets[number]) - lost
-    changed.remove(first, first + int(sizes[number]))
+    before = [earlier for earlier in gone if earlier < number]
+    if words:
+      changed.remove(number - len(before))
+    else:
+      first = int(opened.offsets[number]) - int(sizes[before].sum())
+      changed.remove(first, first + int(sizes[number]))
     gone.add(number)
   changed.save(
     output,

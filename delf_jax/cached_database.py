@@ -1,13 +1,14 @@
 """Features of a cache as a database to search, with an index that is kept."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from delf_jax import feature_cache, index, retrieval
+from delf_jax import database, feature_cache, index, progress, retrieval
 from delf_jax.feature_cache import Selection
 from delf_jax.index import streaming
 
@@ -17,6 +18,27 @@ _SEARCH_TIME = {"kd_tree": ("leaves",)}
 _NEVER_KEPT = ("exact",)
 # Photographs whose descriptors are coded at a time.
 _BATCH = 128
+
+
+# These take descriptors a batch at a time.
+_STREAMED = (streaming.KIND, index.BAG_OF_WORDS)
+
+
+def described(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what an index depends on besides its descriptors, as JSON values.
+
+  Args:
+    kind: of index.
+    options: of its `build`; a file among them counts by its content.
+
+  Raises:
+    InputError: if there is no such file.
+  """
+  found = dict(options)
+  if kind == index.BAG_OF_WORDS and "vocabulary" in found:
+    meta = index.read_meta(found["vocabulary"])
+    found["vocabulary"] = [meta["parameters"], meta["files"]]
+  return found
 
 
 def open_database(
@@ -42,7 +64,7 @@ def open_database(
   """
   paths = tuple(path for path in paths if path in cached.numbers)
   offsets, descriptors, locations, scales = _gather(
-    cached, paths, selection, whole=kind != streaming.KIND
+    cached, paths, selection, whole=kind not in _STREAMED
   )
   later = {
     name: options[name]
@@ -56,7 +78,7 @@ def open_database(
       [[path, cached.stamps[path]] for path in paths],
       selection,
       kind,
-      early,
+      described(kind, early),
     ]
   )
   directory = cache / "indexes" / name
@@ -73,6 +95,16 @@ def open_database(
         descriptors.batches,
         int(offsets[-1]),
         folder=directory.parent,
+        **options,
+      )
+    elif kind == index.BAG_OF_WORDS:
+      searcher = index.call(
+        index.module(kind).build,
+        kind,
+        descriptors.batches,
+        np.diff(offsets),
+        database.kind_of_features(cached.opened.settings),
+        functools.partial(progress.track, label="words", unit="round"),
         **options,
       )
     else:

@@ -105,6 +105,16 @@ def descriptor_batches(
     yield batch
 
 
+def kind_of_features(settings: Mapping[str, Any]) -> str:
+  """Names what makes descriptors of two stores comparable.
+
+  Args:
+    settings: of a store.
+  """
+  names = ("kind", "fingerprint", "reduction")
+  return " ".join(str(settings[name]) for name in names if name in settings)
+
+
 def provenance(
   opened: store.Store,
   *,
@@ -162,7 +172,7 @@ def check_origin(
 
 def connect(
   opened: store.Store,
-  searcher: index.Index,
+  searcher: index.Index | index.PhotographIndex,
   *,
   photographs: int | None = None,
   removed: Collection[int] = (),
@@ -171,7 +181,7 @@ def connect(
 
   Args:
     opened: the store.
-    searcher: over its descriptors.
+    searcher: over its descriptors, or a bag of words of its photographs.
     photographs: of how many, from the first; by default all.
     removed: the numbers of those among them that it leaves out.
   """

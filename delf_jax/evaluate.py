@@ -16,7 +16,15 @@ RESULTS/metrics.json receives, in percent, mAP_medium and mAP_hard
 recall, over all queries and distractor queries at once, whose precision is at
 least 90 or 95 %; and 95 % intervals of all, from drawing the queries again.
 Beside it are the precision-recall plot, the rankings, and a cache of features,
-which another run with the same settings reuses.
+which another run with the same settings reuses. --option NAME=VALUE sets an
+option of the --kind of index. Philbin's bag of words, ranked by its words alone
+(without --candidates 0 they are verified), with those of other photographs:
+
+  python -m delf_jax.build_index --store STORE --kind bag_of_words \
+    --output WORDS
+  python -m delf_jax.evaluate --photos DIR --ground_truth FILE.json \
+    --features rootsift --kind bag_of_words --option vocabulary=WORDS \
+    --candidates 0 --output RESULTS
 
 A row of a table of the paper, all of them, or all on synthetic landmarks:
 
@@ -56,6 +64,7 @@ _OWN = (
   "ground_truth",
   "distractors",
   "features",
+  "option",
   *options.FEATURE_OPTIONS,
 )
 _OF_TABLES = ("data", "cache", "sweep")
@@ -83,6 +92,7 @@ def evaluate_photographs(values: flags.FlagValues) -> int:
     ),
     output=values.output,
     kind=values.kind,
+    index_options=options.parse_options(values.option),
     workers=values.workers,
     **options.search_options(values),
   )
@@ -200,4 +210,7 @@ if __name__ == "__main__":
   options.define_search()
   flags.adopt_module_key_flags(options)
   flags.DEFINE_enum("kind", "exact", index.KINDS, "of index.")
+  flags.DEFINE_multi_string(
+    "option", [], "name=value, of the kind of index; may be repeated."
+  )
   program.run(main)

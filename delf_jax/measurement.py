@@ -41,6 +41,7 @@ PLOT = "precision_recall.png"
 _SEARCH_CODE = (
   "retrieval.py",
   "voting.py",
+  "word_candidates.py",
   "matching.py",
   "match_score.py",
   "geometry/*.py",
@@ -106,7 +107,7 @@ def evaluate(
       "features": dict(extractor.settings),
       "selection": selection,
       "database": [[path, stamps[path]] for path in retrieval_set.database],
-      "index": [kind, index_options],
+      "index": [kind, cached_database.described(kind, index_options)],
       "search": [search, _code(_SEARCH_CODE)],
     }
   )

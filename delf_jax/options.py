@@ -105,7 +105,10 @@ def define_search() -> None:
     lower_bound=1,
   )
   flags.DEFINE_integer(
-    "candidates", 100, "photographs that are verified.", lower_bound=1
+    "candidates",
+    100,
+    "photographs that are verified; a bag of words takes 0.",
+    lower_bound=0,
   )
   flags.DEFINE_enum(
     "votes",
@@ -118,8 +121,9 @@ def define_search() -> None:
     "matching",
     retrieval.MATCHING,
     get_args(retrieval.Matching),
-    "what is verified: the votes, the mutually nearest features of both "
-    "photographs, or those that are clearly nearer than the next.",
+    "what is verified: the votes (of a bag of words, the features with the "
+    "same word), the mutually nearest features of both photographs, or those "
+    "that are clearly nearer than the next.",
   )
   flags.DEFINE_enum(
     "model",

@@ -14,13 +14,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from delf_jax import match_score, voting
+from delf_jax import match_score, voting, word_candidates
 from delf_jax import matching as direct
+from delf_jax.errors import InputError
 from delf_jax.features.local_features import LocalFeatures
 from delf_jax.geometry import ransac
 from delf_jax.geometry.models import ErrorName, ModelName
 from delf_jax.geometry.sampling import SamplingName
-from delf_jax.index import Index, exact
+from delf_jax.index import Index, PhotographIndex, exact
 
 Counting = Literal["one_to_one", "plain"]
 Matching = Literal["votes", "mutual", "ratio"]
@@ -53,6 +54,10 @@ MAX_RATIO = 0.9
 # collection, in small ones and in pairs.
 MIN_PROBABILITY = 0.8
 
+# Inliers from which a candidate of a bag of words is put above those that were
+# not verified: an affine transform fits any three matches.
+_VERIFIED = 4
+
 
 class Rows(Protocol):
   """An array, or something that is read by rows."""
@@ -65,19 +70,20 @@ class Database:
   """An index and what its rows mean.
 
   Attributes:
-    index: over the descriptors of all photographs.
+    index: over the descriptors of all photographs, or a bag of words of them.
     paths: of the photographs.
     sizes: [p, 2] (height, width) of the upright originals.
     offsets: [p + 1], rows offsets[i] to offsets[i + 1] are of photograph i.
     locations: [n, 2] (y, x) of every row, in original pixels; or what gives
       [m, 2] for rows [m], as all that follow.
     scales: [n] of every feature; None if only searches without them are made.
-    descriptors: [n, d] of every row; None if only votes are matched.
+    descriptors: [n, d] of every row; None if only votes are matched, which a
+      bag of words cannot do without.
     calibration: of the probability of matches of such features; None for
       `match_score.shipped()`.
   """
 
-  index: Index
+  index: Index | PhotographIndex
   paths: Sequence[str]
   sizes: np.ndarray
   offsets: np.ndarray
@@ -195,13 +201,15 @@ def search(
     database: where to look.
     neighbours: nearest index descriptors of a query descriptor (the paper's
       K).
-    candidates: photographs to verify.
-    votes: see `voting.vote`.
+    candidates: photographs to verify. A bag of words ranks the others behind
+      them, and takes 0: nothing is verified.
+    votes: see `voting.vote`; a bag of words has none.
     matching: what is verified of a candidate. "votes": the neighbours that
-      made it one. "mutual": the mutually nearest of both photographs'
-      features, as far as they are no farther than the query feature's last
-      neighbour in the index. "ratio": the nearest, as far as they are clearly
-      nearer than the next place (`MAX_RATIO`).
+      made it one, or the features with the same word. "mutual": the mutually
+      nearest of both photographs' features, as far as they are no farther than
+      the query feature's last neighbour in the index, or in the photographs
+      with the most alike words. "ratio": the nearest, as far as they are
+      clearly nearer than the next place (`MAX_RATIO`).
     model: of the transform, see `ransac.ransac`.
     error: "one_way" measures residuals in the photograph, "symmetric" in both.
     sampling: how hypotheses are drawn, see `ransac.ransac`; "prosac" takes the
@@ -225,24 +233,52 @@ def search(
   Returns:
     every candidate, the best score first; equal scores by inliers, then by
     votes, then by place in the database. `accept` says which of them are
-    matches.
+    matches. A bag of words ranks all photographs that share a word with the
+    query (`word_candidates.LONGEST` at most): those with less than four
+    inliers, or not verified, come last, and their score is their cosine less
+    one.
+
+  Raises:
+    InputError: if there are no candidates to be found.
   """
-  exclude = None
-  if leave_out is not None:
-    start, stop = database.offsets[leave_out : leave_out + 2]
-    exclude = (int(start), int(stop))
-  distances, rows = database.index.search(
-    query.descriptors, neighbours, exclude=exclude
-  )
-  far = voting.farthest(rows, distances)
-  found = voting.vote(
-    rows, distances, database.offsets, candidates=candidates, votes=votes
-  )
+  ranking = None
+  if isinstance(database.index, PhotographIndex):
+    ranking = word_candidates.rank(
+      query.descriptors, database.index, leave_out=leave_out
+    )
+    found = ranking.candidates(candidates)
+    # Nobody asks for it where nothing is verified.
+    far = found and word_candidates.farthest(
+      query.descriptors,
+      ranking.images,
+      database.descriptors,
+      database.offsets,
+      neighbours,
+    )
+  elif candidates < 1:
+    raise InputError(
+      "nothing is verified (candidates is 0), which only a bag of words can do "
+      "without"
+    )
+  else:
+    distances, rows = _neighbours(query, database, neighbours, leave_out)
+    far = voting.farthest(rows, distances)
+    found = voting.vote(
+      rows, distances, database.offsets, candidates=candidates, votes=votes
+    )
 
   def putative(candidate):
     if matching != "votes":
       candidate = _match_directly(
         query, database, candidate.image, far, matching
+      )
+    elif ranking is not None:
+      candidate = word_candidates.candidate(
+        query.descriptors,
+        database.index,
+        database.descriptors,
+        ranking.words,
+        candidate.image,
       )
     return _pair(query, database, candidate, far, counting, sampling)
 
@@ -293,13 +329,17 @@ def search(
       query_features=len(query.mask),
     )
     matches.append(_scored(match, score, calibration or database.calibration))
+  images = [candidate.image for candidate in found]
+  if ranking is not None:
+    matches = _with_unverified(matches, ranking, query, size, database)
+    images = ranking.images
   order = sorted(
     range(len(matches)),
     key=lambda i: (
       -matches[i].score,
       -matches[i].inlier_count,
       -matches[i].votes,
-      found[i].image,
+      images[i],
     ),
   )
   return [matches[i] for i in order]
@@ -364,6 +404,34 @@ class _Pair:
   query_locations: np.ndarray
   image_locations: np.ndarray
   distances: np.ndarray
+
+
+def _neighbours(query, database, neighbours, leave_out):
+  exclude = None
+  if leave_out is not None:
+    start, stop = database.offsets[leave_out : leave_out + 2]
+    exclude = (int(start), int(stop))
+  return database.index.search(query.descriptors, neighbours, exclude=exclude)
+
+
+def _with_unverified(matches, ranking, query, size, database):
+  """Adds the photographs after the candidates, and sorts out the failed."""
+  found = [
+    match
+    if match.inlier_count >= _VERIFIED
+    else dataclasses.replace(match, score=float(cosine) - 1)
+    for match, cosine in zip(matches, ranking.cosines, strict=False)
+  ]
+  for image, cosine in zip(
+    ranking.images[len(found) :], ranking.cosines[len(found) :], strict=True
+  ):
+    nothing = _nothing(query, size, database.sizes[image])
+    found.append(
+      dataclasses.replace(
+        nothing, path=database.paths[image], score=float(cosine) - 1
+      )
+    )
+  return found
 
 
 def _match_directly(query, database, image, far, matching):

@@ -75,12 +75,14 @@ OWNERS = {
   ],
   "ml_collections": ["configs", "delf_jax.evaluate", "delf_jax.train"],
   "numba": [
+    "delf_jax.index.bag_of_words",
     "delf_jax.index.compiled",
     "delf_jax.index.graph*",
     "delf_jax.index.inverted_file*",
     "delf_jax.index.kd_tree*",
     "delf_jax.index.nearest_kernels",
     "delf_jax.index.product_quantization",
+    "delf_jax.index.vocabulary",
   ],
   "optax": ["delf_jax.training"],
   "orbax": ["delf_jax.checkpoint"],
@@ -181,7 +183,12 @@ ROOMS = {
       "delf_jax.match_score",
       "delf_jax.matching",
       "delf_jax.voting",
+      "delf_jax.word_candidates",
     ],
+  ),
+  "delf_jax.word_candidates": (
+    ["numpy"],
+    ["delf_jax.errors", "delf_jax.index", "delf_jax.voting"],
   ),
   "delf_jax.training": (
     [*COMMON, "optax"],

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,8 +27,12 @@ _MODULES = {
   "inverted_file": "inverted_file",
   "faiss": "faiss_index",
   "scann": "scann_index",
+  "bag_of_words": "bag_of_words",
 }
 KINDS = tuple(_MODULES)
+# The one kind that ranks photographs: it has no `search`, and `build` is told
+# which descriptors are of one photograph.
+BAG_OF_WORDS = "bag_of_words"
 
 
 class Index(Protocol):
@@ -68,11 +72,34 @@ class Index(Protocol):
     """Saves to an index directory; see `directory.write`."""
 
 
+@runtime_checkable
+class PhotographIndex(Protocol):
+  """What a bag of words does instead: it ranks photographs."""
+
+  def describe(self, descriptors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the words of descriptors [m, d] and their weights, [m, s]."""
+
+  def rank(
+    self,
+    words: np.ndarray,
+    weights: np.ndarray,
+    *,
+    leave_out: int | None = None,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns photographs [r] that have any of the words, and cosines [r]."""
+
+  def same_words(
+    self, words: np.ndarray, photograph: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns features [k] and rows [k] of all that share a word."""
+
+
 def build_index(kind: str, descriptors: np.ndarray, **options: Any) -> Index:
   """Builds an index over descriptors.
 
   Args:
-    kind: one of `KINDS`; README.md says which for how many photographs.
+    kind: one of `KINDS` but `BAG_OF_WORDS`; README.md says which for how many
+      photographs.
     descriptors: [n, d] float32.
     **options: of the kind's `build`.
 
@@ -80,10 +107,17 @@ def build_index(kind: str, descriptors: np.ndarray, **options: Any) -> Index:
     InputError: if the kind or an option is unknown, or a descriptor cannot be
       used.
   """
+  if kind == BAG_OF_WORDS:
+    raise InputError(
+      f"a {kind} finds photographs and not descriptors; choose another kind of "
+      f"index"
+    )
   return call(module(kind).build, kind, descriptors, **options)
 
 
-def open_index(path: str | os.PathLike, *, verify: bool = True) -> Index:
+def open_index(
+  path: str | os.PathLike, *, verify: bool = True
+) -> Index | PhotographIndex:
   """Opens what an index's `save` wrote, whatever its kind.
 
   Args:

@@ -94,6 +94,9 @@ class GraphIndex:
     self._built_with = dict(built_with)
     self.threads = threads or exact.usable_cores()
 
+  def __len__(self) -> int:
+    return len(self._arrays["members"])
+
   @property
   def nbytes(self) -> int:
     return sum(array.nbytes for array in self._arrays.values())
@@ -181,17 +184,23 @@ class GraphIndex:
     provenance: Mapping[str, Any] | None = None,
   ) -> None:
     """Saves to an index directory; see `directory.write`."""
+    parameters, arrays = self.saved()
     directory.write(
       path,
       kind=_KIND,
-      parameters={
-        "epsilon": self.epsilon,
-        "leaves": self._leaves,
-        "built_with": self._built_with,
-      },
-      arrays=self._arrays,
+      parameters=parameters,
+      arrays=arrays,
       provenance=provenance or {},
     )
+
+  def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the parameters and arrays that `restore` takes."""
+    parameters = {
+      "epsilon": self.epsilon,
+      "leaves": self._leaves,
+      "built_with": self._built_with,
+    }
+    return parameters, dict(self._arrays)
 
   @functools.cached_property
   def _exact(self) -> exact.ExactIndex:

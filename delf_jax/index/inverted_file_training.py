@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,12 @@ def train(
   wanted = words or min(
     round((n if size is None else size) ** 0.5), n // 32, MOST_WORDS
   )
-  centres = _cluster(sample, max(1, min(wanted, n)), seed, threads)
+  centres = cluster(
+    sample,
+    max(1, min(wanted, n)),
+    seed=seed,
+    assign=lambda some, words: _assigned(some, _columns(words), threads),
+  )
   quantiser = quantization.train(
     sample,
     _assigned(sample, _columns(centres), threads),
@@ -181,10 +186,27 @@ def train(
   )
 
 
-def _cluster(
-  sample: np.ndarray, count: int, seed: int, threads: int
+def cluster(
+  sample: np.ndarray,
+  count: int,
+  *,
+  seed: int,
+  assign: Callable[[np.ndarray, np.ndarray], np.ndarray],
+  rounds: Iterable[int] = range(_ROUNDS),
 ) -> np.ndarray:
-  """[count, d] words by k-means, from random descriptors of the sample."""
+  """Finds words by k-means, from random descriptors of the sample.
+
+  Args:
+    sample: [n, d] float32; some hundreds a word are looked at.
+    count: of the words.
+    seed: of the choice.
+    assign: descriptors [m, d] and words [count, d] -> the nearest word of each
+      descriptor, [m] int32.
+    rounds: the words move in each.
+
+  Returns:
+    [count, d] float32.
+  """
   n, d = sample.shape
   if n == 0:
     return np.zeros((count, d), np.float32)
@@ -192,8 +214,8 @@ def _cluster(
   chosen = generator.permutation(n)[: max(count, _SAMPLED * count)]
   centres = sample[chosen[:count]].copy()
   some = frozen(sample[np.sort(chosen)])
-  for _ in range(_ROUNDS):
-    words = _assigned(some, _columns(centres), threads)
+  for _ in rounds:
+    words = assign(some, centres)
     sums = np.zeros((count, d))
     sizes = np.zeros(count, np.int64)
     kernels.add_up(some, words, sums, sizes)

@@ -44,7 +44,7 @@ def build(
   trained = index.call(
     inverted_file.train,
     KIND,
-    _sample(batches(), total, sample, seed),
+    sampled(batches(), total, sample, seed),
     seed=seed,
     size=total,
     threads=threads,
@@ -65,7 +65,7 @@ def build(
     return writer.finish()
 
 
-def _sample(
+def sampled(
   batches: Iterable[np.ndarray], total: int, count: int, seed: int
 ) -> np.ndarray:
   """A seeded sample of descriptors, [count, d] or all there are."""
