@@ -1,12 +1,13 @@
 """Photographs -> features on disk, by whichever kind of feature is asked for.
 
-The one place that knows what `--features` may name: a checkpoint, "rootsift"
-or "sift".
+The one place that knows what `--features` may name: a checkpoint or one of
+`HANDCRAFTED`.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from delf_jax.data.photographs import (
 )
 from delf_jax.errors import InputError
 from delf_jax.features import (
+  detectors,
   handcrafted,
   local_features,
   pyramid,
@@ -36,7 +38,7 @@ from delf_jax.items import Box, Item
 from delf_jax.models import resnet
 from delf_jax.models.delf import folded
 
-HANDCRAFTED = ("rootsift", "sift")
+HANDCRAFTED = (*handcrafted.KINDS, *detectors.KINDS)
 MAX_SIDE = 1024
 MIN_SIDE = 16
 # What a checkpoint's directory may hold: the calibration of its own matches.
@@ -99,7 +101,7 @@ def open_extractor(
   """Opens what `--features` names.
 
   Args:
-    features: "rootsift", "sift", or a checkpoint that `delf_jax.train` wrote.
+    features: one of `HANDCRAFTED`, or a checkpoint that `delf_jax.train` wrote.
     max_side: photographs are reduced to this longest side first.
     options: override what the checkpoint recommends (keyword arguments of
       `pyramid.make_extractor`); of handcrafted features, only `max_features`.
@@ -116,8 +118,13 @@ def open_extractor(
       )
     count = options.get("max_features", 1000)
     settings = {"kind": features, "max_features": count, "max_side": max_side}
+    extract = handcrafted.extract
+    if features in detectors.KINDS:
+      learned = detectors.fingerprint_of(features)
+      settings |= {"fingerprint": learned} if learned else {}
+      extract = functools.partial(detectors.extract, max_side=max_side)
     return Extractor(
-      extract=lambda photograph: handcrafted.extract(
+      extract=lambda photograph: extract(
         photograph.pixels,
         kind=features,
         max_features=count,
@@ -126,6 +133,11 @@ def open_extractor(
       settings=settings,
       source=features,
       max_side=max_side,
+    )
+  if not os.path.exists(features):
+    raise InputError(
+      f"{features}: no such checkpoint; expected a directory that "
+      f"delf_jax.train wrote, or one of {', '.join(HANDCRAFTED)}"
     )
   model = checkpoint.load_model(features)
   extraction = {**model.extraction, **options}

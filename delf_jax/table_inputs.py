@@ -27,7 +27,7 @@ from delf_jax.features import pyramid
 from delf_jax.features.reduction import Reduction
 from delf_jax.options import parse_options
 
-NOT_BUILT = ("dir", "dir_qe", "siamac", "siamac_qe", "congas", "lift")
+NOT_BUILT = ("dir", "dir_qe", "siamac", "siamac_qe", "lift")
 
 # So many are extracted where fewer are asked for: rows that differ in their
 # number share them.

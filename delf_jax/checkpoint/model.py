@@ -162,7 +162,7 @@ def find_model(path: str | os.PathLike) -> Path:
   if not path.exists():
     raise InputError(
       f"{path}: no such checkpoint; expected a directory that "
-      f"delf_jax.train wrote, or rootsift or sift"
+      f"delf_jax.train wrote"
     )
   raise InputError(
     f"{path}: holds no finished model ({META} is missing); run "
