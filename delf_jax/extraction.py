@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from delf_jax import checkpoint, match_score, progress
+from delf_jax import checkpoint, lift_extraction, match_score, progress
 from delf_jax.data import folder
 from delf_jax.data.cropping import crop
 from delf_jax.data.photographs import (
@@ -37,6 +37,7 @@ from delf_jax.features.local_features import LocalFeatures
 from delf_jax.items import Box, Item
 from delf_jax.models import resnet
 from delf_jax.models.delf import folded
+from delf_jax.models.lift import Lift
 
 HANDCRAFTED = (*handcrafted.KINDS, *detectors.KINDS)
 MAX_SIDE = 1024
@@ -104,7 +105,8 @@ def open_extractor(
     features: one of `HANDCRAFTED`, or a checkpoint that `delf_jax.train` wrote.
     max_side: photographs are reduced to this longest side first.
     options: override what the checkpoint recommends (keyword arguments of
-      `pyramid.make_extractor`); of handcrafted features, only `max_features`.
+      `pyramid.make_extractor`, or of LIFT's `lift_features.make_extractor`); of
+      handcrafted features, only `max_features`.
 
   Raises:
     InputError: if there is no such thing or an option does not apply.
@@ -141,14 +143,16 @@ def open_extractor(
     )
   model = checkpoint.load_model(features)
   extraction = {**model.extraction, **options}
+  is_lift = isinstance(model.network, Lift)
   settings = {
-    "kind": "delf",
+    "kind": "lift" if is_lift else "delf",
     "fingerprint": model.fingerprint,
     "max_side": max_side,
     **extraction,
   }
+  make = lift_extraction.lift_extractor if is_lift else delf_extractor
   return Extractor(
-    extract=delf_extractor(model, max_side=max_side, **options),
+    extract=make(model, max_side=max_side, **options),
     settings=settings,
     source=str(Path(features).absolute()),
     max_side=max_side,

@@ -38,6 +38,7 @@ SHIPPED = {
   "congas": "handcrafted",
   "congas_raw": "handcrafted",
   "delf": "learned",
+  "lift": "learned",
 }
 OTHERWISE = "any"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from delf_jax.features import congas, pyramid, surf
+from delf_jax.features import canvas, congas, surf
 from delf_jax.features.local_features import LocalFeatures, compact
 from delf_jax.features.reduction import Reduction
 
@@ -87,21 +87,10 @@ def extract(
     raise ValueError(
       f"pixels must be [h, w, 3] uint8, not {pixels.shape} {pixels.dtype}"
     )
-  shape = pixels.shape[:2]
-  canvas = np.zeros((*pyramid.canvas_for(*shape, max_side), 3), np.uint8)
-  canvas[: shape[0], : shape[1]] = pixels
+  padded, shape = canvas.on_canvas(pixels, max_side=max_side)
   features = run(
-    reduction_of(kind),
-    canvas,
-    np.array(shape, np.int32),
-    kind=kind,
-    max_features=max_features,
+    reduction_of(kind), padded, shape, kind=kind, max_features=max_features
   )
   features = compact(jax.device_get(features))
-  ratio = np.array(size or shape) / shape
-  # Pixel centres, not corners, are at whole numbers: hence the halves.
-  locations = (features.locations + 0.5) * ratio - 0.5
-  scales = features.scales / BASE_SIGMA * np.sqrt(ratio.prod())
-  return features.replace(
-    locations=locations.astype(np.float32), scales=scales.astype(np.float32)
-  )
+  features = features.replace(scales=features.scales / BASE_SIGMA)
+  return canvas.in_original(features, pixels.shape[:2], size)
