@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 STEPS = {
   "paper": (400_000, 100_000, 100_000),
-  "small": (300, 150, 160),
+  "small": (300, 150, 100),
   "tiny": (4, 2, 4),
 }
 
@@ -40,6 +40,8 @@ def get_config(variant: str = "small") -> ConfigDict:
   paper = variant == "paper"
   config = ConfigDict()
   config.seed = 0
+  # Of the detector: "blobs" or "random"; see training/detector_start.py.
+  config.start = "random" if paper else "blobs"
   config.loader = {"workers": 0, "threads": 2}
   config.normalisation = "imagenet"
   config.model = {
@@ -66,15 +68,15 @@ def get_config(variant: str = "small") -> ConfigDict:
   steps = dict(zip(config.stages, STEPS[variant], strict=True))
   side = 128 if paper else 96
   for stage, number in steps.items():
-    # The detector's convolution is the most work.
+    # The detector's convolution is the most work, and begins with something.
     last = stage == "detector"
-    pairs = 4 if last else 12
+    pairs = 6 if last else 12
     config[stage] = {
       "crop": 2 * side,
       "batch_size": 32 if paper else pairs,
       "steps": number,
       "schedule": {
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-4 if last and not paper else 1e-3,
         "warmup": 0 if variant == "tiny" else 20,
         "decay": "halving" if paper else "cosine",
         "halve_every": 50_000,

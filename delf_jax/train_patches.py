@@ -46,9 +46,13 @@ from delf_jax.data import pipeline
 from delf_jax.errors import InputError
 from delf_jax.models.lift import PATCH
 from delf_jax.models.normalisation import NORMALISATIONS
-from delf_jax.training import lift, optimisers
+from delf_jax.training import detector_start, lift, optimisers
 from delf_jax.training import step as steps
 from delf_jax.training.quadruplets import Cutting
+
+# What the detector may begin with.
+STARTS = ("blobs", "random")
+_LITTLE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +139,30 @@ def train(config: ConfigDict, workdir: str) -> Path:
 
 
 def initial_model(settings: Mapping[str, Any]) -> checkpoint.Model:
-  """Builds the three networks with new variables."""
+  """Builds the three networks with new variables.
+
+  Raises:
+    InputError: if the config says no known start.
+  """
+  if settings["start"] not in STARTS:
+    raise InputError(
+      f"config.start {settings['start']!r}: expected one of {', '.join(STARTS)}"
+    )
   network = checkpoint.build_lift(**settings["model"])
   variables = jax.jit(network.init)(
     jax.random.key(settings["seed"]), jnp.zeros((1, PATCH, PATCH))
   )
+  variables = jax.tree.map(np.array, variables)
+  if settings["start"] == "blobs":
+    # What it adds to is chance, but little of it: all of it can learn.
+    filters = variables["params"]["detector"]["conv"]["kernel"]
+    filters *= _LITTLE
+    filters += detector_start.blob_filters(network.kernel, network.hinges)[
+      :, :, None
+    ]
   return checkpoint.Model(
     network=network,
-    variables=jax.tree.map(np.asarray, variables),
+    variables=variables,
     normalisation=NORMALISATIONS[settings["normalisation"]],
     reduction=None,
     extraction=settings["extraction"],

@@ -1,5 +1,6 @@
 """LIFT's networks: counts, shapes, and their parts against oracles."""
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +100,22 @@ def test_hinging_hyperplanes_are_signed_sums_of_maxima():
         start = (c * 3 + s) * 4
         expected[b, c] += (-1) ** s * max(values[b, start : start + 4])
   np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("side, block", [(9, 8), (25, 8), (5, 4), (3, 1)])
+def test_a_convolution_by_blocks_is_a_convolution(side, block):
+  generator = np.random.default_rng(0)
+  kernel = generator.normal(size=(side, side, 3)).astype(np.float32)
+  image = generator.normal(size=(2, 37, 41)).astype(np.float32)
+  found = jax.jit(lift.convolve, static_argnums=2)(image, kernel, block)
+  half = side // 2
+  expected = np.stack(
+    [
+      [cv2.filter2D(np.float64(one), -1, k) for k in np.moveaxis(kernel, -1, 0)]
+      for one in image
+    ]
+  )[..., half : 37 - half, half : 41 - half]
+  np.testing.assert_allclose(found, np.moveaxis(expected, 1, -1), atol=1e-4)
 
 
 def test_softargmax_finds_a_peak_and_moves_with_it():

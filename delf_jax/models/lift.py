@@ -17,6 +17,8 @@ from delf_jax.models.spatial_transformer import UPRIGHT, crop
 
 # Side of the patches that the orientation and the descriptor see.
 PATCH = 64
+# Side of the blocks that the detector's convolution works on.
+BLOCK = 8
 # Sums of so many maxima of so many linear functions.
 HINGES = (4, 4)
 # Of the softmax over positions (section 3.1).
@@ -93,6 +95,89 @@ def subtract_neighbours(values: jax.Array, size: int = 5) -> jax.Array:
   return values - smooth(means) / smooth(jnp.ones_like(means[:1]))
 
 
+def blockwise(kernel: jax.Array, block: int) -> jax.Array:
+  """Rearranges a kernel of one channel to work on blocks of pixels.
+
+  A convolution from one channel to a few keeps a processor waiting for memory.
+  The same sums over pixels in blocks, which take the place of channels, are a
+  fraction more of multiplications and several times faster to differentiate.
+
+  Args:
+    kernel: [k, k, c].
+    block: side of a block.
+
+  Returns:
+    [n, n, block**2, block**2 * c]: for n x n blocks, the weights of their
+    pixels in the c sums of each pixel of the first block.
+  """
+  side, _, channels = kernel.shape
+  count = -(-(side + block - 1) // block)
+  steps = np.arange(count * block)[:, None] - np.arange(block)[None, :]
+  # What lies beside the kernel weighs nothing.
+  steps = np.where((steps >= 0) & (steps < side), steps, side)
+  padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0)))
+  found = padded[steps[:, :, None, None], steps[None, None, :, :]]
+  found = found.reshape(count, block, block, count, block, block, channels)
+  return found.transpose(0, 3, 1, 4, 2, 5, 6).reshape(
+    count, count, block**2, block**2 * channels
+  )
+
+
+def convolve(
+  images: jax.Array, kernel: jax.Array, block: int = BLOCK
+) -> jax.Array:
+  """Convolves [b, h, w] with [k, k, c] where it fits, block by block.
+
+  Returns:
+    [b, h - k + 1, w - k + 1, c].
+  """
+  batch, height, width = images.shape
+  rows, columns = (n - kernel.shape[0] + 1 for n in (height, width))
+  weights = blockwise(kernel, block)
+  down, across = -(-rows // block), -(-columns // block)
+  blocks = [n + len(weights) - 1 for n in (down, across)]
+  images = jnp.pad(
+    images,
+    (
+      (0, 0),
+      (0, blocks[0] * block - height),
+      (0, blocks[1] * block - width),
+    ),
+  )
+  images = images.reshape(batch, blocks[0], block, blocks[1], block)
+  images = images.transpose(0, 1, 3, 2, 4).reshape(batch, *blocks, block**2)
+  sums = jax.lax.conv_general_dilated(
+    images, weights, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  sums = sums.reshape(batch, down, across, block, block, -1)
+  sums = sums.transpose(0, 1, 3, 2, 4, 5)
+  sums = sums.reshape(batch, down * block, across * block, -1)
+  return sums[:, :rows, :columns]
+
+
+class Filters(nn.Module):
+  """A convolution of one channel, where it fits.
+
+  Attributes:
+    channels: of the result.
+    side: of the kernel.
+  """
+
+  channels: int
+  side: int
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Maps [b, h, w] to [b, h - side + 1, w - side + 1, channels]."""
+    kernel = self.param(
+      "kernel",
+      nn.initializers.lecun_normal(),
+      (self.side, self.side, 1, self.channels),
+    )
+    bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+    return convolve(images, kernel[:, :, 0]) + bias[None, None, None, :]
+
+
 class Detector(nn.Module):
   """One convolution and hinging hyperplanes: a score for every pixel.
 
@@ -107,12 +192,9 @@ class Detector(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """Scores [b, h, w] -> [b, h - kernel + 1, w - kernel + 1]."""
-    values = nn.Conv(
-      self.hinges[0] * self.hinges[1],
-      (self.kernel, self.kernel),
-      padding="VALID",
-      name="conv",
-    )(images[..., None])
+    values = Filters(self.hinges[0] * self.hinges[1], self.kernel, name="conv")(
+      images
+    )
     return hinging_hyperplanes(values, self.hinges)[..., 0]
 
 

@@ -6,18 +6,18 @@
 Pairs of views with known homographies: views of made-up landmarks, and with
 --photos warped photographs from under DIR, in four series: turned by up to 180
 degrees, enlarged by up to 3, seen from aside, and with other light, blur, noise
-and compression. --features takes whatever delf_jax.extract does and may be
-given more than once. "opencv sift" is OpenCV's detector and OpenCV's matcher
-called by hand.
+and compression. --features takes whatever delf_jax.extract does, checkpoints
+too, and may be given more than once. "opencv sift" is OpenCV's detector and
+OpenCV's matcher called by hand.
 
 Repeatability: of the features of a view that lie in what both show, how many
 have a counterpart, within 3 pixels and half an octave of scale, one to one.
 Matching score: how many of them are matched with the right feature, each being
 the other's nearest descriptor, within 3 pixels. Both are shares of the smaller
 number of features there. Mean matching accuracy: the share of those matches
-that is right within 1, 3 and 5 pixels. Means over pairs. Milliseconds are
-medians a photograph, one after the other. --pictures draws the features of the
-first view of each series.
+that is right within 1 to 10 pixels. In percent, means over pairs. Milliseconds
+are medians a photograph, one after the other. --pictures draws the features of
+the first pair of each series, and all kinds beside each other as SERIES.png.
 """
 
 import argparse
@@ -36,15 +36,14 @@ from delf_jax import extraction, feature_pictures, matching
 from delf_jax.data import folder, synthetic, views
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.photographs import Photograph
+from delf_jax.evaluation import keypoint_measures
 from delf_jax.features import handcrafted
 from delf_jax.features.local_features import LocalFeatures
 
-KINDS = ("sift", "rootsift", "surf", "surf_upright", "congas")
+KINDS = ("sift", "rootsift", "surf", "surf_upright", "congas", "congas_raw")
 PEER = "opencv sift"
 SIDE = 480
-TOLERANCE = 3.0
-SCALE_TOLERANCE = 2**0.5
-ACCURACY = (1, 3, 5)
+NOTHING = [0.0] * (3 + len(keypoint_measures.THRESHOLDS))
 
 STILL = {"rotation": 0, "scale": 1, "shift": 0.05, "perspective": 0}
 SERIES = {
@@ -134,7 +133,9 @@ def warped_pairs(
     # What lies beyond the photograph mirrors it, and is no truth.
     whole = np.ones(sizes[0], bool)
     masks = [
-      shown(views.project(view, views.lattice(SIDE, 1)), whole)
+      keypoint_measures.lie_in(
+        views.project(view, views.lattice(SIDE, 1)), whole
+      )
       for view in chosen
     ]
     yield Pair(
@@ -187,64 +188,25 @@ def open_kind(name: str, max_features: int) -> Kind:
   )
 
 
-def stretches(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """How many times as long things are on the other side, at [n, 2] points."""
-  step = 0.5
-  sides = [
-    views.project(homography, points + step * shift)
-    - views.project(homography, points - step * shift)
-    for shift in np.eye(2)[:, None]
-  ]
-  cross = sides[0][:, 0] * sides[1][:, 1] - sides[0][:, 1] * sides[1][:, 0]
-  return np.sqrt(np.abs(cross))
-
-
-def shown(points: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """Tells which [n, 2] points lie in a mask."""
-  near = np.rint(np.nan_to_num(points, nan=-9)).astype(int)
-  inside = ((near >= 0) & (near < mask.shape)).all(1)
-  near = np.where(inside[:, None], near, 0)
-  return inside & mask[near[:, 0], near[:, 1]]
-
-
 def measure(kind: Kind, pair: Pair, one, other) -> list[float] | None:
-  """Compares the features of two views: the columns of the table.
-
-  Returns:
-    the smaller number of features that both views could have; repeatability,
-    matching score and accuracies. None if there are no features.
-  """
-  mapped = views.project(pair.homography, one.locations)
-  back = views.project(np.linalg.inv(pair.homography), other.locations)
-  first = shown(one.locations, pair.masks[0]) & shown(mapped, pair.masks[1])
-  second = shown(other.locations, pair.masks[1]) & shown(back, pair.masks[0])
-  common = min(first.sum(), second.sum())
-  if not common:
+  """Compares the features of two views: the columns of the table."""
+  if not (len(one.mask) and len(other.mask)):
     return None
-  gaps = np.linalg.norm(
-    mapped[first][:, None] - other.locations[second][None], axis=-1
+  found = keypoint_measures.compare(
+    *(
+      keypoint_measures.Side(features.locations, features.scales, mask)
+      for features, mask in zip((one, other), pair.masks, strict=True)
+    ),
+    kind.match(one.descriptors, other.descriptors),
+    pair.homography,
   )
-  scales = one.scales * stretches(pair.homography, one.locations)
-  ratios = np.log(scales[first][:, None] / other.scales[second][None])
-  gaps = np.where(
-    (gaps <= TOLERANCE) & (np.abs(ratios) <= np.log(SCALE_TOLERANCE)),
-    gaps,
-    np.inf,
-  )
-  nearest = gaps.argmin(1)
-  mutual = gaps.argmin(0)[nearest] == np.arange(len(gaps))
-  repeated = mutual & np.isfinite(gaps.min(1))
-  rows, columns = kind.match(one.descriptors, other.descriptors)
-  kept = first[rows]
-  errors = np.linalg.norm(
-    mapped[rows[kept]] - other.locations[columns[kept]], axis=1
-  )
-  right = (errors <= TOLERANCE).sum()
+  if found is None:
+    return None
   return [
-    float(common),
-    repeated.sum() / common,
-    right / common,
-    *(np.mean(errors <= t) if len(errors) else 0.0 for t in ACCURACY),
+    found.common,
+    found.repeatability,
+    found.matching_score,
+    *found.accuracies,
   ]
 
 
@@ -252,8 +214,11 @@ def measure_series(name: str, pairs: list[Pair], kinds: dict[str, Kind]):
   """Prints a table."""
   print(
     f"\n{name}, {len(pairs)} pairs\n\n| features | number | repeatability "
-    "| matching score | accuracy 1 px | 3 px | 5 px | ms |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| matching score | accuracy, 1 px | "
+    + " | ".join(map(str, keypoint_measures.THRESHOLDS[1:]))
+    + " | ms |\n"
+    + "|---" * (5 + len(keypoint_measures.THRESHOLDS))
+    + "|"
   )
   for label, kind in kinds.items():
     for pixels in pairs[0].pixels:  # compiles
@@ -265,7 +230,7 @@ def measure_series(name: str, pairs: list[Pair], kinds: dict[str, Kind]):
         start = time.perf_counter()
         found.append(kind.extract(pixels))
         seconds.append(time.perf_counter() - start)
-      rows.append(measure(kind, pair, *found) or [0.0] * (3 + len(ACCURACY)))
+      rows.append(measure(kind, pair, *found) or NOTHING)
     number, *shares = np.mean(rows, axis=0)
     print(
       f"| {label} | {number:.0f} | "
@@ -276,9 +241,11 @@ def measure_series(name: str, pairs: list[Pair], kinds: dict[str, Kind]):
 
 
 def draw(name: str, pair: Pair, kinds: dict[str, Kind], output: Path) -> None:
-  """Writes a picture a kind and view."""
+  """Writes a picture a kind and view, and one of all."""
   output.mkdir(parents=True, exist_ok=True)
+  rows = []
   for label, kind in kinds.items():
+    pictures = []
     for side, pixels in zip("ab", pair.pixels, strict=True):
       found = kind.extract(pixels)
       picture = feature_pictures.draw_features(
@@ -286,10 +253,14 @@ def draw(name: str, pair: Pair, kinds: dict[str, Kind], output: Path) -> None:
         found.locations,
         found.scales,
         found.scores,
-        name=f"{label}, {name} {side}",
+        name=f"{Path(label).name}, {name} {side}",
       )
-      file = f"{name}-{label}-{side}.png".replace(" ", "_")
+      file = f"{name}-{Path(label).name}-{side}.png".replace(" ", "_")
       Image.fromarray(picture).save(output / file)
+      pictures.append(picture)
+    rows.append(np.concatenate(pictures))
+  sheet = np.concatenate(rows, axis=1)
+  Image.fromarray(sheet).save(output / f"{name}.png")
 
 
 def main() -> None:
