@@ -37,7 +37,6 @@ from delf_jax.features.local_features import LocalFeatures
 from delf_jax.items import Box, Item
 from delf_jax.models import resnet
 from delf_jax.models.delf import folded
-from delf_jax.models.lift import Lift
 
 HANDCRAFTED = (*handcrafted.KINDS, *detectors.KINDS)
 MAX_SIDE = 1024
@@ -136,27 +135,38 @@ def open_extractor(
       source=features,
       max_side=max_side,
     )
-  if not os.path.exists(features):
-    raise InputError(
-      f"{features}: no such checkpoint; expected a directory that "
-      f"delf_jax.train wrote, or one of {', '.join(HANDCRAFTED)}"
-    )
+  kind = kind_of(features)
   model = checkpoint.load_model(features)
   extraction = {**model.extraction, **options}
-  is_lift = isinstance(model.network, Lift)
   settings = {
-    "kind": "lift" if is_lift else "delf",
+    "kind": kind,
     "fingerprint": model.fingerprint,
     "max_side": max_side,
     **extraction,
   }
-  make = lift_extraction.lift_extractor if is_lift else delf_extractor
+  make = delf_extractor if kind == "delf" else lift_extraction.lift_extractor
   return Extractor(
     extract=make(model, max_side=max_side, **options),
     settings=settings,
     source=str(Path(features).absolute()),
     max_side=max_side,
   )
+
+
+def kind_of(features: str) -> str:
+  """Returns the kind of what `--features` names, as settings name it.
+
+  Raises:
+    InputError: if there is no such thing.
+  """
+  if features in HANDCRAFTED:
+    return features
+  if not os.path.exists(features):
+    raise InputError(
+      f"{features}: no such checkpoint; expected a directory that "
+      f"delf_jax.train wrote, or one of {', '.join(HANDCRAFTED)}"
+    )
+  return checkpoint.read_kind(features)
 
 
 def reopen(

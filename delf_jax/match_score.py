@@ -38,7 +38,6 @@ SHIPPED = {
   "congas": "handcrafted",
   "congas_raw": "handcrafted",
   "delf": "learned",
-  "lift": "learned",
 }
 OTHERWISE = "any"
 

@@ -15,6 +15,7 @@ from delf_jax import (
   checkpoint,
   extraction,
   journal,
+  match_score,
   table_inputs,
   train_patches,
 )
@@ -78,7 +79,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, photographs, tmp_path):
 
 def test_its_model_extracts_and_is_opened_again(run, photographs):
   extractor = extraction.open_extractor(str(run), max_side=160)
-  assert extractor.settings["kind"] == "lift"
+  assert extractor.settings["kind"] == extraction.kind_of(str(run)) == "lift"
+  # Neither hand-crafted nor dense: the calibration for any kind.
+  assert extraction.calibration_of(extractor.settings) == match_score.shipped()
   _, found = extraction.extract_file(extractor, photographs / "0.png")
   assert found.descriptors.shape[1] == 8 and 0 < len(found.mask) <= 50
   lengths = np.linalg.norm(found.descriptors, axis=1)

@@ -15,6 +15,7 @@ from delf_jax.checkpoint.model import (
   Model,
   find_model,
   load_model,
+  read_kind,
   save_model,
 )
 from delf_jax.checkpoint.run import RunCheckpoints
@@ -29,5 +30,6 @@ __all__ = [
   "check_same_architecture",
   "find_model",
   "load_model",
+  "read_kind",
   "save_model",
 ]

@@ -118,10 +118,14 @@ def build_lift(
 
 def rebuild(described: Mapping[str, Any]) -> Delf | Lift:
   """Builds the network that `architecture` described."""
-  values = dict(described)
-  if values.pop("kind", "delf") == "lift":
-    return build_lift(**values)
-  return build_network(**values)
+  values = {key: one for key, one in described.items() if key != "kind"}
+  build = build_lift if kind_of(described) == "lift" else build_network
+  return build(**values)
+
+
+def kind_of(described: Mapping[str, Any]) -> str:
+  """Returns "delf" or "lift", of what `architecture` described."""
+  return described.get("kind", "delf")
 
 
 def architecture(network: Delf | Lift) -> dict[str, Any]:

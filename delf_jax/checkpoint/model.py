@@ -24,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from delf_jax.checkpoint.architecture import (
   abstract_variables,
   architecture,
+  kind_of,
   rebuild,
 )
 from delf_jax.checkpoint.arrays import check_room, differences, named, writing
@@ -173,14 +174,19 @@ def find_model(path: str | os.PathLike) -> Path:
   )
 
 
-def load_model(path: str | os.PathLike) -> Model:
-  """Reads a model checkpoint, or the one inside a training run's directory.
+def read_kind(path: str | os.PathLike) -> str:
+  """Returns the kind of network in a checkpoint, "delf" or "lift".
 
   Raises:
-    InputError: if it is missing, damaged, of a future version, or its arrays
-      do not fit the architecture it declares.
+    InputError: if it is missing or of a future version.
   """
   path = find_model(path)
+  described = _read_meta(path).get("architecture")
+  return kind_of(described if isinstance(described, dict) else {})
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+  """Reads the description of a checkpoint of a version that can be read."""
   try:
     meta = json.loads((path / META).read_text())
     version = meta["format_version"]
@@ -193,6 +199,18 @@ def load_model(path: str | os.PathLike) -> Model:
       f"{path}: written by a newer delf_jax (format {version}, this one "
       f"reads {FORMAT_VERSION}); update delf_jax"
     )
+  return meta
+
+
+def load_model(path: str | os.PathLike) -> Model:
+  """Reads a model checkpoint, or the one inside a training run's directory.
+
+  Raises:
+    InputError: if it is missing, damaged, of a future version, or its arrays
+      do not fit the architecture it declares.
+  """
+  path = find_model(path)
+  meta = _read_meta(path)
   try:
     network = rebuild(meta["architecture"])
     normalisation = Normalisation(
