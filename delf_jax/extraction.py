@@ -1,12 +1,13 @@
 """Photographs -> features on disk, by whichever kind of feature is asked for.
 
 The one place that knows what `--features` may name: a checkpoint, the name of
-one that comes with the package, "rootsift" or "sift".
+one that comes with the package, or one of `HANDCRAFTED`.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from delf_jax import checkpoint, match_score, progress
+from delf_jax import checkpoint, lift_extraction, match_score, progress
 from delf_jax.data import folder
 from delf_jax.data.cropping import crop
 from delf_jax.data.photographs import (
@@ -25,6 +26,7 @@ from delf_jax.data.photographs import (
 )
 from delf_jax.errors import InputError
 from delf_jax.features import (
+  detectors,
   handcrafted,
   local_features,
   pyramid,
@@ -36,7 +38,7 @@ from delf_jax.items import Box, Item
 from delf_jax.models import resnet
 from delf_jax.models.delf import folded
 
-HANDCRAFTED = ("rootsift", "sift")
+HANDCRAFTED = (*handcrafted.KINDS, *detectors.KINDS)
 MAX_SIDE = 1024
 MIN_SIDE = 16
 # What a checkpoint's directory may hold: the calibration of its own matches.
@@ -99,11 +101,12 @@ def open_extractor(
   """Opens what `--features` names.
 
   Args:
-    features: "rootsift", "sift", a checkpoint that `delf_jax.train` wrote, or
+    features: one of `HANDCRAFTED`, a checkpoint that `delf_jax.train` wrote, or
       one of `checkpoint.NAMES`.
     max_side: photographs are reduced to this longest side first.
     options: override what the checkpoint recommends (keyword arguments of
-      `pyramid.make_extractor`); of handcrafted features, only `max_features`.
+      `pyramid.make_extractor`, or of LIFT's `lift_features.make_extractor`); of
+      handcrafted features, only `max_features`.
 
   Raises:
     InputError: if there is no such thing or an option does not apply.
@@ -117,8 +120,13 @@ def open_extractor(
       )
     count = options.get("max_features", 1000)
     settings = {"kind": features, "max_features": count, "max_side": max_side}
+    extract = handcrafted.extract
+    if features in detectors.KINDS:
+      learned = detectors.fingerprint_of(features)
+      settings |= {"fingerprint": learned} if learned else {}
+      extract = functools.partial(detectors.extract, max_side=max_side)
     return Extractor(
-      extract=lambda photograph: handcrafted.extract(
+      extract=lambda photograph: extract(
         photograph.pixels,
         kind=features,
         max_features=count,
@@ -128,16 +136,18 @@ def open_extractor(
       source=features,
       max_side=max_side,
     )
+  kind = kind_of(features)
   model = checkpoint.load_model(features)
   extraction = {**model.extraction, **options}
   settings = {
-    "kind": "delf",
+    "kind": kind,
     "fingerprint": model.fingerprint,
     "max_side": max_side,
     **extraction,
   }
+  make = delf_extractor if kind == "delf" else lift_extraction.lift_extractor
   return Extractor(
-    extract=delf_extractor(model, max_side=max_side, **options),
+    extract=make(model, max_side=max_side, **options),
     settings=settings,
     source=source_of(features),
     max_side=max_side,
@@ -149,6 +159,23 @@ def source_of(features: str) -> str:
   if features in HANDCRAFTED or checkpoint.shipped(features):
     return features
   return os.path.abspath(features)
+
+
+def kind_of(features: str) -> str:
+  """Returns the kind of what `--features` names, as settings name it.
+
+  Raises:
+    InputError: if there is no such thing.
+  """
+  if features in HANDCRAFTED:
+    return features
+  if not checkpoint.shipped(features) and not os.path.exists(features):
+    raise InputError(
+      f"{features}: no such checkpoint; expected a directory that "
+      f"delf_jax.train wrote, or one of "
+      f"{', '.join((*checkpoint.NAMES, *HANDCRAFTED))}"
+    )
+  return checkpoint.read_kind(features)
 
 
 def reopen(

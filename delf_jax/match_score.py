@@ -33,6 +33,10 @@ VERSION = 2
 SHIPPED = {
   "rootsift": "handcrafted",
   "sift": "handcrafted",
+  "surf": "handcrafted",
+  "surf_upright": "handcrafted",
+  "congas": "handcrafted",
+  "congas_raw": "handcrafted",
   "delf": "learned",
 }
 OTHERWISE = "any"

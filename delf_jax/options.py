@@ -28,7 +28,10 @@ def define_features(*, required: bool = True) -> None:
     required: whether the program cannot do without --features.
   """
   flags.DEFINE_string(
-    "features", None, "a training run, rootsift or sift.", required=required
+    "features",
+    None,
+    f"a training run, or one of {', '.join(extraction.HANDCRAFTED)}.",
+    required=required,
   )
   flags.DEFINE_integer(
     "max_side",
@@ -217,11 +220,8 @@ def search_options(values: flags.FlagValues) -> dict[str, Any]:
   if values.calibration is not None:
     found["calibration"] = match_score.read_calibration(values.calibration)
   elif "features" in values and values.features:
-    kind = (
-      values.features if values.features in extraction.HANDCRAFTED else "delf"
-    )
     found["calibration"] = extraction.calibration_of(
-      {"kind": kind}, values.features
+      {"kind": extraction.kind_of(values.features)}, values.features
     )
   return found
 

@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 PROGRAMS = [
   "delf_jax.train",
+  "delf_jax.train_patches",
   "delf_jax.extract",
   "delf_jax.build_index",
   "delf_jax.query",
@@ -73,7 +74,12 @@ OWNERS = {
     "delf_jax.html_report",
     "delf_jax.precision_plots",
   ],
-  "ml_collections": ["configs", "delf_jax.evaluate", "delf_jax.train"],
+  "ml_collections": [
+    "configs",
+    "delf_jax.evaluate",
+    "delf_jax.train",
+    "delf_jax.train_patches",
+  ],
   "numba": [
     "delf_jax.index.bag_of_words",
     "delf_jax.index.compiled",
@@ -162,6 +168,10 @@ ROOMS = {
   "delf_jax.exported": (["jax", "numpy"], []),
   "delf_jax.features": (None, ["delf_jax.features", "delf_jax.errors"]),
   "delf_jax.features.keypoints": (COMMON, PURE),
+  "delf_jax.features.lift_features": (
+    COMMON,
+    ["delf_jax.features", "delf_jax.models"],
+  ),
   "delf_jax.features.local_features": (COMMON, PURE),
   "delf_jax.geometry": (COMMON, PURE),
   "delf_jax.index": (None, ["delf_jax.index", "delf_jax.errors"]),

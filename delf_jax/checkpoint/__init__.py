@@ -6,6 +6,7 @@ what a checkpoint says of itself.
 
 from delf_jax.checkpoint.architecture import (
   abstract_variables,
+  build_lift,
   build_network,
   check_same_architecture,
 )
@@ -15,6 +16,7 @@ from delf_jax.checkpoint.model import (
   Model,
   find_model,
   load_model,
+  read_kind,
   save_model,
 )
 from delf_jax.checkpoint.run import RunCheckpoints
@@ -28,10 +30,12 @@ __all__ = [
   "Model",
   "RunCheckpoints",
   "abstract_variables",
+  "build_lift",
   "build_network",
   "check_same_architecture",
   "find_model",
   "load_model",
+  "read_kind",
   "save_model",
   "shipped",
 ]

@@ -25,7 +25,8 @@ from orbax.checkpoint import v1 as ocp
 from delf_jax.checkpoint.architecture import (
   abstract_variables,
   architecture,
-  build_network,
+  kind_of,
+  rebuild,
 )
 from delf_jax.checkpoint.arrays import check_room, differences, named, writing
 from delf_jax.checkpoint.compression import compress, expand
@@ -33,6 +34,7 @@ from delf_jax.checkpoint.shipped import NAMES, shipped
 from delf_jax.errors import InputError
 from delf_jax.features.reduction import Reduction
 from delf_jax.models.delf import Delf
+from delf_jax.models.lift import Lift
 from delf_jax.models.normalisation import Normalisation
 
 FORMAT_VERSION = 1
@@ -46,16 +48,18 @@ class Model:
   """A model that is ready to extract.
 
   Attributes:
-    network: the module; its `dense` method computes features.
+    network: the module; a `Delf`'s `dense` method computes features, and
+      `features.lift_features` those of a `Lift`.
     variables: parameters and BatchNorm statistics.
     normalisation: of pixels.
     reduction: L2 -> PCA -> L2, or None.
-    extraction: keyword arguments of `features.pyramid.make_extractor`.
+    extraction: keyword arguments of `features.pyramid.make_extractor` or
+      `features.lift_features.make_extractor`.
     provenance: what it was trained on and how; free-form JSON.
     fingerprint: hex digest of all the above but the provenance.
   """
 
-  network: Delf
+  network: Delf | Lift
   variables: dict[str, Any]
   normalisation: Normalisation
   reduction: Reduction | None
@@ -86,7 +90,7 @@ def _fingerprint(meta: Mapping[str, Any], tree) -> str:
 def save_model(
   directory: str | os.PathLike,
   *,
-  network: Delf,
+  network: Delf | Lift,
   variables: Mapping[str, Any],
   normalisation: Normalisation,
   reduction: Reduction | None,
@@ -178,7 +182,7 @@ def find_model(path: str | os.PathLike) -> Path:
   if not path.exists():
     raise InputError(
       f"{path}: no such checkpoint; expected a directory that "
-      f"delf_jax.train wrote, {', '.join(NAMES)}, rootsift or sift"
+      f"delf_jax.train wrote, or {', '.join(NAMES)}"
     )
   raise InputError(
     f"{path}: holds no finished model ({META} is missing); run "
@@ -186,14 +190,19 @@ def find_model(path: str | os.PathLike) -> Path:
   )
 
 
-def load_model(path: str | os.PathLike) -> Model:
-  """Reads a model checkpoint, or the one inside a training run's directory.
+def read_kind(path: str | os.PathLike) -> str:
+  """Returns the kind of network in a checkpoint, "delf" or "lift".
 
   Raises:
-    InputError: if it is missing, damaged, of a future version, or its arrays
-      do not fit the architecture it declares.
+    InputError: if it is missing or of a future version.
   """
   path = find_model(path)
+  described = _read_meta(path).get("architecture")
+  return kind_of(described if isinstance(described, dict) else {})
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+  """Reads the description of a checkpoint of a version that can be read."""
   try:
     meta = json.loads((path / META).read_text())
     version = meta["format_version"]
@@ -206,8 +215,20 @@ def load_model(path: str | os.PathLike) -> Model:
       f"{path}: written by a newer delf_jax (format {version}, this one "
       f"reads {FORMAT_VERSION}); update delf_jax"
     )
+  return meta
+
+
+def load_model(path: str | os.PathLike) -> Model:
+  """Reads a model checkpoint, or the one inside a training run's directory.
+
+  Raises:
+    InputError: if it is missing, damaged, of a future version, or its arrays
+      do not fit the architecture it declares.
+  """
+  path = find_model(path)
+  meta = _read_meta(path)
   try:
-    network = build_network(**meta["architecture"])
+    network = rebuild(meta["architecture"])
     normalisation = Normalisation(
       **{key: tuple(value) for key, value in meta["normalisation"].items()}
     )
@@ -239,7 +260,7 @@ def load_model(path: str | os.PathLike) -> Model:
 
 
 def _load_arrays(
-  path: Path, network: Delf, reduction_dim: int | None, weights: str
+  path: Path, network: Delf | Lift, reduction_dim: int | None, weights: str
 ):
   """Restores the arrays and refuses those of another architecture."""
   variables = jax.eval_shape(

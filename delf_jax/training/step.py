@@ -8,6 +8,7 @@ that mapped axis, and nothing else of it is used.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,10 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "attention_classifier",
     "autoencoder",
   ),
+  # Those of `training.lift`.
+  "descriptor": ("descriptor",),
+  "orientation": ("orientation",),
+  "detector": ("detector",),
 }
 
 
@@ -99,7 +104,7 @@ def initial_state(
 
 
 def make_train_step(
-  network: Delf,
+  network: nn.Module,
   optimiser: optax.GradientTransformation,
   *,
   stage: str,
@@ -143,7 +148,7 @@ def make_train_step(
   updated = [
     name
     for name in STAGES[stage]
-    if not (network.frozen_norm and name == "backbone") and name not in frozen
+    if not (name == "backbone" and network.frozen_norm) and name not in frozen
   ]
   if objective is not None:
     pass
