@@ -25,9 +25,10 @@ from delf_jax.errors import InputError
 from delf_jax.feature_cache import Selection
 from delf_jax.features import pyramid
 from delf_jax.features.reduction import Reduction
+from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.options import parse_options
 
-NOT_BUILT = ("dir", "dir_qe", "siamac", "siamac_qe", "congas", "lift")
+NOT_BUILT = ("congas", "lift")
 
 # So many are extracted where fewer are asked for: rows that differ in their
 # number share them.
@@ -54,7 +55,18 @@ class NotBuiltError(InputError):
 
 
 def search_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the options of `retrieval.search` that a config sets."""
+  """Returns the options of the search that a config sets.
+
+  They are of `retrieval.search`, or, for global descriptors, what
+  `measurement.evaluate` takes.
+  """
+  if settings["features.kind"] == "global":
+    return {
+      "expansion": settings["expansion.neighbours"],
+      "alpha": settings["expansion.alpha"],
+      "database_neighbours": settings["expansion.database"],
+      "database_alpha": settings["expansion.alpha"],
+    }
   options = {
     path.rpartition(".")[2]: value
     for path, value in settings.items()
@@ -68,6 +80,8 @@ def search_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def index_options(settings: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the options of the index that a config sets."""
+  if settings["features.kind"] == "global":
+    return {}  # no index is asked
   kind = settings["index.kind"]
   options = {**_INDEX_OPTIONS.get(kind, {})}
   if kind == "kd_tree":
@@ -86,7 +100,9 @@ def check(settings: Mapping[str, Any]) -> None:
   kind = settings["features.kind"]
   if kind in NOT_BUILT:
     raise NotBuiltError(f"{kind}: not built yet")
-  _check_choice(settings, "features.kind", ("delf", *extraction.HANDCRAFTED))
+  _check_choice(
+    settings, "features.kind", ("delf", "global", *extraction.HANDCRAFTED)
+  )
   _check_choice(settings, "features.score", get_args(pyramid.Score))
   _check_choice(settings, "index.kind", index.KINDS)
   signature = inspect.signature(retrieval.search).parameters
@@ -95,7 +111,7 @@ def check(settings: Mapping[str, Any]) -> None:
       annotation = signature[path.rpartition(".")[2]].annotation
       if get_origin(annotation) is Literal:
         _check_choice(settings, path, get_args(annotation))
-  if kind == "delf":
+  if kind in ("delf", "global"):
     source = _checkpoint(settings)
     if not os.path.isdir(source):
       raise InputError(
@@ -221,6 +237,8 @@ def open_features(
       extraction.open_extractor(kind, max_side=max_side, max_features=most),
       selection,
     )
+  if kind == "global":
+    return _global_features(settings), selection
   source = _checkpoint(settings)
   model = _load(source)
   options = {
@@ -256,6 +274,31 @@ def open_features(
     max_side=max_side,
   )
   return extractor, selection
+
+
+def _global_features(settings: Mapping[str, Any]) -> extraction.Extractor:
+  """Opens global descriptors: with the checkpoint's whitening, or none."""
+  source = _checkpoint(settings)
+  model = _load(source)
+  if not isinstance(model.network, GlobalDescriptor):
+    raise InputError(f"{source!r} is a checkpoint of local features")
+  dims = settings["features.pca"]
+  if dims > 0:
+    raise InputError(
+      "config.features.pca is of local features; of global descriptors -1 "
+      "takes the whitening of the checkpoint and 0 none"
+    )
+  sides = settings["features.sides"]
+  extractor = extraction.global_extractor(
+    dataclasses.replace(model, reduction=None) if dims == 0 else model,
+    source,
+    max_side=settings["features.max_side"],
+    **({"sides": sides} if sides else {}),
+  )
+  whitened = model.reduction is not None and dims != 0
+  return dataclasses.replace(
+    extractor, settings={**extractor.settings, "whitened": whitened}
+  )
 
 
 @functools.lru_cache(maxsize=4)

@@ -172,7 +172,10 @@ def test_ones_own_photographs(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"features.kind": "hog"}, r"'hog': expected one of delf, rootsift, sift"),
+    (
+      {"features.kind": "hog"},
+      r"'hog': expected one of delf, global, rootsift",
+    ),
     ({"features.score": "norm"}, "expected one of l2_norm, attention, product"),
     ({"features.checkpoint": "@lc"}, r"--config\.checkpoints\.lc=RUN"),
     ({}, r"--config\.features\.checkpoint=RUN"),

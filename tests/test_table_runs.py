@@ -30,7 +30,7 @@ CONFIG = {
   "rows": (
     ("plain", "the plain row", {"neighbours": 2}, (12.5, None)),
     ("more", "more neighbours", {"neighbours": 5}, (25.0, 1.25)),
-    ("dir", "DIR", {"features.kind": "dir"}, (50.0, 2.5)),
+    ("lift", "LIFT", {"features.kind": "lift"}, (50.0, 2.5)),
   ),
   "columns": (
     ("Oxf5k*", "R@90", {"dataset.name": "oxford5k"}),
@@ -49,7 +49,7 @@ CONFIG = {
 
 def table_of(variant, **given):
   values = {key: value for key, value in GIVEN.items()}
-  if variant.endswith("dir"):
+  if variant.endswith("lift"):
     del values["features.kind"]
   return table_config.read_table(
     {**CONFIG, "variant": variant}, {**values, **given}
@@ -79,8 +79,8 @@ def test_rows_are_measured_and_share_their_features(output):
 
 
 def test_a_competitor_says_that_it_is_not_built(output):
-  table = table_of("small,dir")
-  with pytest.raises(NotBuiltError, match="dir: not built yet"):
+  table = table_of("small,lift")
+  with pytest.raises(NotBuiltError, match="lift: not built yet"):
     table_runs.run(table, table.measurements[0], data="", output=output)
 
 
@@ -145,7 +145,7 @@ def test_a_report_lays_ours_beside_the_papers(output, tmp_path):
   for cell in cells[1:3]:
     assert re.fullmatch(rf"{number} \[{number}, {number}\]", cell)
   assert "| the plain row | " in text and "| 12.5 |  |" in text
-  assert "| DIR | not built yet | not built yet | 50 | 2.5 |" in lines
+  assert "| LIFT | not built yet | not built yet | 50 | 2.5 |" in lines
   how = next(line for line in lines if line.startswith("| the plain row, syn"))
   assert "synthetic, 2 distractor queries | rootsift, 1024 pixels" in how
   assert how.endswith("| kd_tree, T = 5000, K = 2 |")
@@ -185,7 +185,7 @@ def test_a_report_of_the_papers_photographs(output, tmp_path):
     for line in lines
   )
   assert "| more neighbours | – (25) | – (1.25) |" in lines
-  assert "| DIR | not built yet (50) | not built yet (2.5) |" in lines
+  assert "| LIFT | not built yet (50) | not built yet (2.5) |" in lines
   header = next(line for line in lines if "| x, 2: R@90 | x, 2: mAP |" in line)
   assert header.index("x, 2") < header.index("x, all")
 
@@ -223,10 +223,11 @@ def test_a_row_from_the_command_line(tmp_path):
   assert "9 of 9 measurements" in printed
   status, printed, wrong = program("evaluate", *arguments)
   assert status == 1
-  assert "dir (synthetic-2) skipped: dir: not built yet" in printed
+  assert "lift (synthetic-2) skipped: lift: not built yet" in printed
+  assert "dir (synthetic-2) skipped: needs the checkpoint 'dir'" in printed
   assert "delf_l2 (synthetic-2) skipped: needs the checkpoint 'lc'" in printed
   assert printed.count("skipped: needs the checkpoint 'lc'") == 1
-  assert "1 more skipped for the same reasons" in printed
+  assert "3 more skipped for the same reasons" in printed
   assert "0 of 9 measurements" in printed
   status, _, wrong = program(
     "report", f"--results={tmp_path}/results", f"--output={tmp_path}/report"
@@ -238,7 +239,7 @@ def test_a_row_from_the_command_line(tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["table3.py:dir"], "dir: not built yet"),
+    (["table3.py:lift"], "lift: not built yet"),
     (["table9.py:all"], "table9.py"),
     (["table1.py:pca40", "--config.index.colour=red"], "index.kind"),
     (["table1.py:pca40", "--photos=x"], "--photos is not for --config"),

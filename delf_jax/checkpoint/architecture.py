@@ -1,6 +1,7 @@
 """The network that plain values describe, in a config or in `meta.json`."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,11 +10,19 @@ import jax.numpy as jnp
 from delf_jax.errors import InputError
 from delf_jax.models import resnet
 from delf_jax.models.delf import Delf
+from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.models.resnet import ResNet
 from delf_jax.models.vgg import Vgg
 
 # backbone -> the number of its first stage
 FIRST_STAGES = {"resnet": resnet.FIRST_STAGE, "vgg": 1}
+# Fields of a `GlobalDescriptor` that say what it is.
+_DESCRIPTOR_FIELDS = tuple(
+  field.name
+  for field in dataclasses.fields(GlobalDescriptor)
+  if field.name
+  not in ("backbone", "feature_stage", "frozen_norm", "parent", "name")
+)
 
 
 def build_network(
@@ -33,10 +42,13 @@ def build_network(
   momentum: float = 0.9,
   axis_name: str | None = None,
   dtype: str = "float32",
-) -> Delf:
+  descriptor: Mapping[str, Any] | None = None,
+) -> Delf | GlobalDescriptor:
   """Builds the module from plain values, as a config or `meta.json` has them.
 
-  See `Delf`, `ResNet` and `Vgg` (which has no layout) for what they mean.
+  See `Delf`, `ResNet` and `Vgg` (which has no layout) for what they mean. With
+  `descriptor`, what `GlobalDescriptor` pools by, it is one of these, and what
+  it has no field for counts nothing.
 
   Raises:
     InputError: if there is no such backbone, layout or stage.
@@ -72,10 +84,20 @@ def build_network(
     "axis_name": axis_name,
     "dtype": jnp.dtype(dtype),
   }
-  return Delf(
-    backbone=Vgg(**shared)
+  network = (
+    Vgg(**shared)
     if backbone == "vgg"
-    else ResNet(layout=layout, end_stride=end_stride, **shared),
+    else ResNet(layout=layout, end_stride=end_stride, **shared)
+  )
+  if descriptor is not None:
+    return GlobalDescriptor(
+      backbone=network,
+      feature_stage=feature_stage,
+      frozen_norm=frozen_norm,
+      **descriptor,
+    )
+  return Delf(
+    backbone=network,
     num_classes=num_classes,
     feature_stage=feature_stage,
     attention_hidden=attention_hidden,
@@ -86,7 +108,7 @@ def build_network(
   )
 
 
-def architecture(network: Delf) -> dict[str, Any]:
+def architecture(network: Delf | GlobalDescriptor) -> dict[str, Any]:
   """Returns what `build_network` needs to build the same network."""
   backbone = network.backbone
   described = {"units": list(backbone.units), "width": backbone.width}
@@ -95,6 +117,15 @@ def architecture(network: Delf) -> dict[str, Any]:
   else:
     described["layout"] = backbone.layout
     described["end_stride"] = backbone.end_stride
+  if isinstance(network, GlobalDescriptor):
+    return {
+      **described,
+      "feature_stage": network.feature_stage,
+      "num_classes": 0,
+      "descriptor": {
+        name: getattr(network, name) for name in _DESCRIPTOR_FIELDS
+      },
+    }
   return {
     **described,
     "feature_stage": network.feature_stage,
@@ -106,7 +137,7 @@ def architecture(network: Delf) -> dict[str, Any]:
   }
 
 
-def abstract_variables(network: Delf) -> dict[str, Any]:
+def abstract_variables(network: Delf | GlobalDescriptor) -> dict[str, Any]:
   """Returns the shapes and types of a network's variables."""
   network = network.clone(backbone=network.backbone.clone(axis_name=None))
   return jax.eval_shape(

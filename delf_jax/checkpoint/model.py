@@ -30,6 +30,7 @@ from delf_jax.checkpoint.arrays import check_room, differences, named, writing
 from delf_jax.errors import InputError
 from delf_jax.features.reduction import Reduction
 from delf_jax.models.delf import Delf
+from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.models.normalisation import Normalisation
 
 FORMAT_VERSION = 1
@@ -43,16 +44,18 @@ class Model:
   """A model that is ready to extract.
 
   Attributes:
-    network: the module; its `dense` method computes features.
+    network: the module; its `dense` method computes features, or, of a
+      `GlobalDescriptor`, its call the descriptor.
     variables: parameters and BatchNorm statistics.
     normalisation: of pixels.
     reduction: L2 -> PCA -> L2, or None.
-    extraction: keyword arguments of `features.pyramid.make_extractor`.
+    extraction: keyword arguments of `features.pyramid.make_extractor`, or of
+      `features.resolutions.make_describer`.
     provenance: what it was trained on and how; free-form JSON.
     fingerprint: hex digest of all the above but the provenance.
   """
 
-  network: Delf
+  network: Delf | GlobalDescriptor
   variables: dict[str, Any]
   normalisation: Normalisation
   reduction: Reduction | None
@@ -83,7 +86,7 @@ def _fingerprint(meta: Mapping[str, Any], tree) -> str:
 def save_model(
   directory: str | os.PathLike,
   *,
-  network: Delf,
+  network: Delf | GlobalDescriptor,
   variables: Mapping[str, Any],
   normalisation: Normalisation,
   reduction: Reduction | None,
@@ -220,7 +223,9 @@ def load_model(path: str | os.PathLike) -> Model:
     ) from error
 
 
-def _load_arrays(path: Path, network: Delf, reduction_dim: int | None):
+def _load_arrays(
+  path: Path, network: Delf | GlobalDescriptor, reduction_dim: int | None
+):
   """Restores the arrays and refuses those of another architecture."""
   variables = abstract_variables(network)
   reduction = None

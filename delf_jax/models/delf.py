@@ -14,6 +14,7 @@ from delf_jax.models.attention import (
   attention_pool,
   l2_normalise,
 )
+from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.models.resnet import ResNet
 from delf_jax.models.vgg import Vgg
 
@@ -198,8 +199,8 @@ class Delf(nn.Module):
 
 
 def folded(
-  model: Delf, variables: dict[str, Any]
-) -> tuple[Delf, dict[str, Any]]:
+  model: Delf | GlobalDescriptor, variables: dict[str, Any]
+) -> tuple[Delf | GlobalDescriptor, dict[str, Any]]:
   """Returns the same network, faster at extraction: BatchNorm folded away."""
   if not isinstance(model.backbone, ResNet):
     return model, variables

@@ -15,11 +15,12 @@ import optax
 
 from delf_jax.models.delf import Delf
 from delf_jax.models.normalisation import Normalisation
-from delf_jax.training import correspondence, losses
+from delf_jax.training import correspondence, losses, ranking
 
 # The parameters that a stage learns; the others are frozen, bit by bit.
 STAGES: Mapping[str, tuple[str, ...]] = {
   "correspondence": ("backbone", "autoencoder"),
+  "ranking": ("backbone", "power", "regional", "whitening"),
   "descriptors": ("backbone", "descriptor_classifier"),
   "attention": ("attention", "attention_classifier", "autoencoder"),
   "joint": (
@@ -118,7 +119,8 @@ def make_train_step(
     stage: a key of `STAGES`.
     normalise: of pixels.
     loss: keyword arguments of `losses.classification`, or in the
-      correspondence stage of `correspondence.contrast`.
+      correspondence stage of `correspondence.contrast`, in the ranking stage of
+      `ranking.make_objective`.
     mixup: alpha of `losses.mix`; 0 mixes nothing.
     accumulate: parts that a batch is split into, one after the other, to save
       memory; the step is that of the whole batch, but for BatchNorm, whose
@@ -130,7 +132,8 @@ def make_train_step(
 
   Returns:
     step(state, {"pixels": [b, h, w, 3] uint8, "labels": [b]}), in the
-    correspondence stage a batch of `correspondence.make_objective`, -> state,
+    correspondence stage a batch of `correspondence.make_objective` and in the
+    ranking stage one of `ranking.make_objective`, -> state,
     means over the batch: "loss", "accuracy", "gradient_norm", and in a stage of
     several losses each by its name.
   """
@@ -148,6 +151,8 @@ def make_train_step(
       reconstruction_weight=reconstruction_weight,
       axis_name=axis_name,
     )
+  elif stage == "ranking":
+    objective = ranking.make_objective(network, normalise=normalise, loss=loss)
   else:
     objective = _classification(
       network,
