@@ -2,73 +2,101 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 
 from delf_jax import checkpoint, global_extraction, progress
+from delf_jax.data import matching_pairs
 from delf_jax.data.photographs import Photograph, decode_photograph
+from delf_jax.data.sources import Source
 from delf_jax.errors import InputError
 from delf_jax.features import pyramid, reduction, whitening
+from delf_jax.features.reduction import Reduction
 
 Kind = Literal["pca", "pairs"]
 
 
-def learn(
+def learn_reduction(
   model: checkpoint.Model,
-  source: Sequence[Mapping[str, Any]],
-  labels: np.ndarray,
+  source: Source,
   *,
   kind: Kind = "pairs",
   dim: int = 0,
   photographs: int = 2000,
+  pairs: str = "",
   max_side: int = 1024,
   seed: int = 0,
-) -> checkpoint.Model:
+) -> Reduction | None:
   """Learns the whitening of whole descriptors.
 
   Args:
     model: a `GlobalDescriptor`; its own reduction is left aside.
-    source: random access to {"image": encoded bytes, ...}.
-    labels: [n] int of the source: photographs with the same one match. They
-      should be of one view each, not of one place alone.
-    kind: "pca", or "pairs", what siaMAC learns (`whitening.learn`).
+    source: photographs to learn from.
+    kind: "pca", or "pairs", what siaMAC learns (`whitening.learn`); "" for
+      none.
     dim: of the result; 0 for all that can be learned.
-    photographs: of a seeded sample, whole labels at a time; those that cannot
-      be decoded are left out.
+    photographs: of a seeded sample, whole classes, or pairs, at a time; those
+      that cannot be decoded are left out.
+    pairs: a file of photographs that match (`matching_pairs.read_pairs`); ""
+      takes those of a class for such, which should then be of one view each.
     max_side: photographs are reduced to this longest side first.
     seed: of the sample.
 
   Returns:
-    the model with the whitening as its reduction.
+    the whitening, or None.
 
   Raises:
-    InputError: if there are too few photographs, or no two that match.
+    InputError: if the kind is unknown, there are too few photographs, or no two
+      that match.
   """
-  rows = _sample(labels, photographs, seed)
+  if not kind:
+    return None
+  if kind not in get_args(Kind):
+    raise InputError(
+      f"unknown whitening {kind!r}; expected {' or '.join(get_args(Kind))}"
+    )
+  if pairs:
+    matching = matching_pairs.read_pairs(pairs, source)
+    order = np.random.default_rng(seed).permutation(len(matching))
+    matching = matching[order[: -(-photographs // 2)]]
+    rows = np.unique(matching)
+  else:
+    rows = _sample(source.labels, photographs, seed)
+    queries, positives = pairs_of(np.asarray(source.labels)[rows])
+    matching = np.stack([rows[queries], rows[positives]], axis=1)
   alone = dataclasses.replace(model, reduction=None)
   settled, max_side = global_extraction.settle(alone, {}, max_side)
   describe = global_extraction.describer(alone, max_side=max_side, **settled)
-  found, kept = [], []
+  found = {}
   for row, photograph in _decoded(source, rows, max_side):
     one = describe(photograph, (photograph.height, photograph.width))
-    found += list(one.descriptors)
-    kept += [row] * len(one.descriptors)
-  descriptors = np.array(found, np.float32)
+    if len(one.descriptors):
+      found[row] = len(found), one.descriptors[0]
+  descriptors = np.array([one for _, one in found.values()], np.float32)
+  queries, positives = (
+    np.array(
+      [
+        [found[a][0], found[b][0]]
+        for a, b in matching.tolist()
+        if a in found and b in found
+      ],
+      np.int64,
+    )
+    .reshape(-1, 2)
+    .T
+  )
   try:
     if kind == "pca":
       most = min(descriptors.shape) if len(found) else 0
-      learned = reduction.fit(descriptors, dim or most, whiten=True)
-    else:
-      queries, positives = pairs_of(np.asarray(labels)[kept])
-      learned = whitening.learn(descriptors, queries, positives, dim=dim)
+      return reduction.fit(descriptors, dim or most, whiten=True)
+    return whitening.learn(descriptors, queries, positives, dim=dim)
   except (ValueError, IndexError) as error:
     raise InputError(
       f"{len(found)} photographs are too few to learn whitening from "
       f"({error}); give more, or a smaller dimension"
     ) from error
-  return dataclasses.replace(model, reduction=learned)
 
 
 def start_regional_layer(

@@ -1,5 +1,6 @@
 """Whitening learned from photographs, and the layer that starts as a PCA."""
 
+import dataclasses
 import io
 
 import jax
@@ -30,6 +31,15 @@ def photographs(places=12, views=3):
   source = [{"image": encoded(one)} for one in pixels.astype(np.uint8)]
   source[4] = {"image": b"no photograph"}
   return source, labels
+
+
+class Photographs(list):
+  """A source of some photographs in memory."""
+
+  def __init__(self, examples, labels):
+    super().__init__(examples)
+    self.labels = labels
+    self.names = [f"{i}.png" for i in range(len(labels))]
 
 
 def model_of(**descriptor):
@@ -67,7 +77,12 @@ def describe_all(model, source):
 def test_whitening_is_learned_and_applied(kind):
   source, labels = photographs()
   model = model_of()
-  learned = global_whitening.learn(model, source, labels, kind=kind, dim=6)
+  learned = dataclasses.replace(
+    model,
+    reduction=global_whitening.learn_reduction(
+      model, Photographs(source, labels), kind=kind, dim=6
+    ),
+  )
   plain = describe_all(model, source)
   found = describe_all(learned, source)
   assert found.shape == (35, 6)
@@ -106,7 +121,15 @@ def test_regions_start_white():
 def test_too_few_photographs():
   source, labels = photographs()
   with pytest.raises(InputError, match="too few to learn whitening"):
-    global_whitening.learn(model_of(), source[:1], labels[:1])
+    global_whitening.learn_reduction(
+      model_of(), Photographs(source[:1], labels[:1])
+    )
+  with pytest.raises(
+    InputError, match="whitening 'zca'; expected pca or pairs"
+  ):
+    global_whitening.learn_reduction(
+      model_of(), Photographs(source, labels), kind="zca"
+    )
   model = model_of(regions="map", levels=1, regional_dim=12)
   with pytest.raises(InputError, match="give more photographs"):
     global_whitening.start_regional_layer(model, source[:1], max_side=128)

@@ -150,25 +150,29 @@ def test_too_few_clusters():
   assert set(clusters[rows[:2]]) == {1, 2}
 
 
-def test_the_worst_triplets_come_first():
+def test_the_hardest_triplets_of_a_query():
   sample = descriptors(20, 4)
   labels = np.arange(20) // 4
-  rows, lost = ranking_losses.mine_triplets(sample, labels, count=200)
-  every = []
-  for q in range(20):
-    others = np.flatnonzero(labels != labels[q])
-    hardest = others[np.argmax(sample[others] @ sample[q])]
-    for p in np.flatnonzero(labels == labels[q]):
-      if p != q:
-        loss = ranking_losses.triplet(sample[q], sample[p], sample[hardest])
-        every.append((float(loss), q, p, hardest))
-  expected = {row for loss, *row in every if loss > 0 for row in [tuple(row)]}
-  found = rows[np.asarray(lost)]
-  assert {tuple(row) for row in found.tolist()} == expected
-  losses = jax.vmap(ranking_losses.triplet)(
-    *(sample[found[:, i]] for i in range(3))
-  )
-  assert (np.diff(losses) <= 1e-6).all()
+  mask = np.arange(20) != 7
+  for query in (0, 5):
+    every = []
+    for p in np.flatnonzero((labels == labels[query]) & mask):
+      for n in np.flatnonzero((labels != labels[query]) & mask):
+        if p != query:
+          loss = ranking_losses.triplet(sample[query], sample[p], sample[n])
+          every.append((-float(loss), p, n))
+    expected = [row for row in sorted(every)[:6] if row[0] < 0]
+    positives, negatives, lost = ranking_losses.hardest_triplets(
+      query, sample, labels, mask, count=6
+    )
+    found = list(
+      zip(positives.tolist(), negatives.tolist(), lost.tolist(), strict=True)
+    )
+    assert [(p, n) for p, n, is_lost in found if is_lost] == [
+      (p, n) for _, p, n in expected
+    ]
+  *_, lost = ranking_losses.hardest_triplets(7, sample, labels, mask, count=6)
+  assert not lost.any()
 
 
 @pytest.mark.parametrize("transform", [jax.vmap, jax.pmap])

@@ -21,7 +21,15 @@ _DESCRIPTOR_FIELDS = tuple(
   field.name
   for field in dataclasses.fields(GlobalDescriptor)
   if field.name
-  not in ("backbone", "feature_stage", "frozen_norm", "parent", "name")
+  not in (
+    "backbone",
+    "feature_stage",
+    "num_classes",
+    "cosine_classifier",
+    "frozen_norm",
+    "parent",
+    "name",
+  )
 )
 
 
@@ -93,6 +101,8 @@ def build_network(
     return GlobalDescriptor(
       backbone=network,
       feature_stage=feature_stage,
+      num_classes=num_classes,
+      cosine_classifier=cosine_classifier,
       frozen_norm=frozen_norm,
       **descriptor,
     )
@@ -121,7 +131,8 @@ def architecture(network: Delf | GlobalDescriptor) -> dict[str, Any]:
     return {
       **described,
       "feature_stage": network.feature_stage,
-      "num_classes": 0,
+      "num_classes": network.num_classes,
+      "cosine_classifier": network.cosine_classifier,
       "descriptor": {
         name: getattr(network, name) for name in _DESCRIPTOR_FIELDS
       },

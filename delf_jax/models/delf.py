@@ -14,7 +14,6 @@ from delf_jax.models.attention import (
   attention_pool,
   l2_normalise,
 )
-from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.models.resnet import ResNet
 from delf_jax.models.vgg import Vgg
 
@@ -199,9 +198,14 @@ class Delf(nn.Module):
 
 
 def folded(
-  model: Delf | GlobalDescriptor, variables: dict[str, Any]
-) -> tuple[Delf | GlobalDescriptor, dict[str, Any]]:
-  """Returns the same network, faster at extraction: BatchNorm folded away."""
+  model: nn.Module, variables: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+  """Returns the same network, faster at extraction: BatchNorm folded away.
+
+  Args:
+    model: with a `backbone`.
+    variables: of it.
+  """
   if not isinstance(model.backbone, ResNet):
     return model, variables
   backbone = resnet.fold_batch_norm(

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from delf_jax.models import receptive_field, regions
-from delf_jax.models.attention import l2_normalise
+from delf_jax.models.attention import CosineDense, l2_normalise
+from delf_jax.models.delf import Outputs
 from delf_jax.models.resnet import ResNet, inside_mask, map_size
 from delf_jax.models.vgg import Vgg
 
@@ -80,6 +81,9 @@ class GlobalDescriptor(nn.Module):
       PCA, as a layer); 0 for none.
     dim: dimensions of a projection of the whole descriptor; 0 for none.
     project_unit: it is normalised before that projection, too.
+    num_classes: landmarks to tell apart in a classifying stage; 0 for no
+      classifier.
+    cosine_classifier: see `Delf`.
     frozen_norm: the backbone's BatchNorm keeps its running statistics and uses
       them, also in training. Others would be those of padding too: without it
       the photographs of a batch must fill their array.
@@ -93,7 +97,14 @@ class GlobalDescriptor(nn.Module):
   regional_dim: int = 0
   dim: int = 0
   project_unit: bool = True
+  num_classes: int = 0
+  cosine_classifier: bool = False
   frozen_norm: bool = True
+
+  def setup(self):
+    if self.num_classes:
+      dense = CosineDense if self.cosine_classifier else nn.Dense
+      self.descriptor_classifier = dense(self.num_classes)
 
   @nn.compact
   def __call__(
@@ -118,6 +129,8 @@ class GlobalDescriptor(nn.Module):
     if sizes is None:
       sizes = jnp.full((len(images), 2), jnp.array(images.shape[1:3]))
     map_sizes = map_size(sizes, self.feature_layers)
+    if self.num_classes and self.is_initializing():
+      self.descriptor_classifier(jnp.mean(features, axis=(1, 2)))
     power = 3.0
     if self.pooling == "gem":
       power = self.param("power", nn.initializers.constant(3.0), (1,))[0]
@@ -146,6 +159,28 @@ class GlobalDescriptor(nn.Module):
         descriptors = l2_normalise(descriptors)
       descriptors = nn.Dense(self.dim, name="whitening")(descriptors)
     return l2_normalise(descriptors)
+
+  def outputs(
+    self, images: jax.Array, *, stage: str, train: bool = False
+  ) -> Outputs:
+    """Classifies by the mean of the map, as a network for ImageNet does.
+
+    DIR's first step: neither regions nor projections take part.
+
+    Args:
+      images: [b, h, w, 3] normalised pixels that fill the array.
+      stage: "descriptors", the only one.
+      train: use and update batch statistics, unless they are frozen.
+
+    Raises:
+      ValueError: if the stage is another.
+    """
+    if stage != "descriptors":
+      raise ValueError(f"a global descriptor has no stage {stage!r}")
+    maps = self.backbone(images, train=train and not self.frozen_norm)
+    features = maps[self.feature_stage].astype(jnp.float32)
+    pooled = jnp.mean(features, axis=(1, 2))
+    return Outputs(descriptors=self.descriptor_classifier(pooled))
 
   def _regional(
     self,

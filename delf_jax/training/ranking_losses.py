@@ -112,6 +112,7 @@ def mine_negatives(
   cluster: jax.Array,
   pool: jax.Array,
   clusters: jax.Array,
+  mask: jax.Array | None = None,
   *,
   count: int = 5,
 ) -> tuple[jax.Array, jax.Array]:
@@ -125,6 +126,7 @@ def mine_negatives(
     cluster: scalar int, of the query.
     pool: [n, d] photographs to choose from.
     clusters: [n] int, of these.
+    mask: [n] bool, which of them may be taken; None for all.
     count: how many.
 
   Returns:
@@ -139,45 +141,53 @@ def mine_negatives(
     there = jnp.any(allowed)
     return allowed & (clusters != clusters[row]), (row, there)
 
-  _, (rows, there) = jax.lax.scan(take, clusters != cluster, None, length=count)
+  allowed = clusters != cluster
+  if mask is not None:
+    allowed = allowed & mask
+  _, (rows, there) = jax.lax.scan(take, allowed, None, length=count)
   return rows, there
 
 
-def mine_triplets(
+def hardest_triplets(
+  row: jax.Array,
   descriptors: jax.Array,
   labels: jax.Array,
+  mask: jax.Array,
   *,
-  count: int,
+  count: int = 25,
   margin: float = 0.1,
-) -> tuple[jax.Array, jax.Array]:
-  """Finds the triplets of a sample that are violated most.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Finds the triplets of a query that are violated most.
 
-  As DIR mines its training photographs: every pair of a landmark with the
-  negative that is hardest for its query, the largest losses first.
+  Gordo et al. (IJCV 2017) draw from these, 25 a query, in place of the hardest
+  of all: those are often mistakes of the labels.
 
   Args:
+    row: scalar int, the query's.
     descriptors: [n, d] of a random sample of photographs.
     labels: [n] int, their landmarks.
-    count: triplets, at most n^2.
+    mask: [n] bool, which of them there are.
+    count: triplets.
     margin: see `triplet`.
 
   Returns:
-    [count, 3] rows of query, positive and negative, and [count] bool, which of
-    them have a loss.
+    [count] positives and [count] negatives, rows, the largest loss first, and
+    [count] bool, which of them have a loss.
   """
-  number = len(labels)
-  similar = jnp.einsum("nd,md->nm", descriptors, descriptors)
-  alike = labels[:, None] == labels[None, :]
-  others = jnp.where(alike, -jnp.inf, similar)
-  hardest = jnp.argmax(others, axis=1)
+  similar = jnp.einsum("nd,d->n", descriptors, descriptors[row])
+  alike = (labels == labels[row]) & mask
+  positive = alike & (jnp.arange(len(labels)) != row)
+  most = min(count, len(labels))
+  near, positives = jax.lax.top_k(jnp.where(positive, -similar, -jnp.inf), most)
+  far, negatives = jax.lax.top_k(
+    jnp.where(mask & ~alike, similar, -jnp.inf), most
+  )
   # Squared distances of unit vectors are 2 - 2 similarities.
-  lost = margin + 2 * (jnp.max(others, axis=1)[:, None] - similar)
-  pairs = alike & ~jnp.eye(number, dtype=bool)
-  lost = jnp.where(pairs, lost, -jnp.inf).reshape(-1)
-  most, places = jax.lax.top_k(lost, count)
-  queries, positives = jnp.divmod(places, number)
-  rows = jnp.stack([queries, positives, hardest[queries]], axis=1)
-  return rows, most > 0
+  lost = margin + 2 * (near[:, None] + far[None, :])
+  lost = jnp.where(mask[row], lost, -jnp.inf).reshape(-1)
+  most_lost, places = jax.lax.top_k(lost, min(count, most * most))
+  first, second = jnp.divmod(places, most)
+  return positives[first], negatives[second], most_lost > 0
 
 
 def _squared_distances(query: jax.Array, others: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from delf_jax.models.delf import Delf
+from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.models.normalisation import Normalisation
 from delf_jax.training import correspondence, losses, ranking
 
@@ -98,7 +99,7 @@ def initial_state(
 
 
 def make_train_step(
-  network: Delf,
+  network: Delf | GlobalDescriptor,
   optimiser: optax.GradientTransformation,
   *,
   stage: str,
@@ -152,7 +153,9 @@ def make_train_step(
       axis_name=axis_name,
     )
   elif stage == "ranking":
-    objective = ranking.make_objective(network, normalise=normalise, loss=loss)
+    objective = ranking.make_objective(
+      network, normalise=normalise, loss=loss, axis_name=axis_name
+    )
   else:
     objective = _classification(
       network,
@@ -230,7 +233,7 @@ def make_train_step(
 
 
 def _classification(
-  network: Delf,
+  network: Delf | GlobalDescriptor,
   *,
   stage: str,
   normalise: Normalisation,
@@ -284,7 +287,7 @@ def _classification(
 
 
 def make_evaluation_step(
-  network: Delf,
+  network: Delf | GlobalDescriptor,
   *,
   stage: str,
   normalise: Normalisation,
@@ -293,7 +296,7 @@ def make_evaluation_step(
 ) -> Callable[[Mapping[str, Any], Batch], dict[str, jax.Array]]:
   """Builds the pure step that validates a stage's last head.
 
-  The correspondence stage has one of its own, in its module.
+  The correspondence and the ranking stage have their own, in their modules.
 
   Returns:
     step(variables, {"pixels", "labels", "weights" [b]}) -> sums over the batch:
