@@ -13,8 +13,10 @@ VARIANT
           one minus the average precision of the batch; not run here
   small   a narrow ResNet learns synthetic landmarks from scratch, in the same
           two steps; minutes on a CPU (the default)
-  photos  the same for your own photographs: --config.dataset.path=DIR, a
-          folder a landmark
+  photos  the network of configs/delf_small.py does the same with your own
+          photographs: --config.dataset.path=DIR, a folder a landmark. It may
+          go on from what that has learned without labels:
+          --config.init_from=RUN --config.stages="('ranking',)"
   tiny    seconds; for tests
 
 Triplets are drawn among the 25 hardest of each query, in a sample of the set
@@ -137,7 +139,7 @@ def _small(variant: str) -> ConfigDict:
     "kind": "folder",
     "path": "",
     "options": (),
-    "min_photographs": 3,
+    "min_photographs": 2,
     "validation_share": 0.15,
   }
   if not photos:
@@ -152,11 +154,12 @@ def _small(variant: str) -> ConfigDict:
   config.loader = {"workers": 0, "threads": 2}
   config.init_from = ""
   config.reset_head = False
-  config.normalisation = "imagenet" if photos else "unit"
+  config.normalisation = "unit"
+  # Of photographs, the network of configs/delf_small.py.
   config.model = {
-    "units": (2, 2, 2),
-    "width": 32,
-    "layout": "torchvision",
+    "units": (1, 2, 3) if photos else (2, 2, 2),
+    "width": (32, 64, 256) if photos else 32,
+    "layout": "basic" if photos else "torchvision",
     "feature_stage": "conv4",
     "batch_norm": "synchronised",
     "dtype": "float32",
@@ -170,8 +173,8 @@ def _small(variant: str) -> ConfigDict:
   config.loss = {"kind": "softmax", "label_smoothing": 0.1 if photos else 0.0}
   config.stages = ("descriptors", "ranking")
   config.descriptors = {
-    "resize": 144 if photos else 128,
-    "crop": 128 if photos else 112,
+    "resize": 184 if photos else 128,
+    "crop": 160 if photos else 112,
     "batch_size": 16,
     "steps": 2000 if photos else 800,
     "schedule": _schedule(2e-3, warmup=50),
@@ -181,10 +184,10 @@ def _small(variant: str) -> ConfigDict:
     "ema_decay": 0.0,
   }
   config.ranking = {
-    "crop": 128 if photos else 112,
-    "resize": 144 if photos else 128,
+    "crop": 160 if photos else 112,
+    "resize": 184 if photos else 128,
     "batch_size": 12,
-    "steps": 300 if photos else 200,
+    "steps": 240 if photos else 200,
     "schedule": _schedule(3e-4, warmup=20),
     "optimiser": _adam(0.02 if photos else 1e-4),
     "loss": {"kind": "triplet", "margin": 0.1},

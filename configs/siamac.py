@@ -15,10 +15,13 @@ VARIANT
   small   a narrow ResNet learns synthetic landmarks from scratch: first to
           tell them apart, then by comparing them; minutes on a CPU (the
           default)
-  photos  the same for your own photographs: --config.dataset.path=DIR, a
-          folder a landmark. Photographs that were found to match are better
-          positives than any two of a landmark: --config.ranking.pairs=FILE.npz
-          of delf_jax.find_correspondences
+  photos  the network of configs/delf_small.py does the same with your own
+          photographs: --config.dataset.path=DIR, a folder a landmark. It may
+          go on from what that has learned without labels:
+          --config.init_from=RUN --config.stages="('ranking',)". Photographs
+          that were found to match are better positives than any two of a
+          landmark: --config.ranking.pairs=FILE.npz of
+          delf_jax.find_correspondences
   tiny    seconds; for tests
 
 A tuple is a query, its positive and five negatives, each of another cluster (a
@@ -131,7 +134,7 @@ def _small(variant: str) -> ConfigDict:
     "kind": "folder",
     "path": "",
     "options": (),
-    "min_photographs": 3,
+    "min_photographs": 2,
     "validation_share": 0.15,
   }
   if not photos:
@@ -146,11 +149,12 @@ def _small(variant: str) -> ConfigDict:
   config.loader = {"workers": 0, "threads": 2}
   config.init_from = ""
   config.reset_head = False
-  config.normalisation = "imagenet" if photos else "unit"
+  config.normalisation = "unit"
+  # Of photographs, the network of configs/delf_small.py.
   config.model = {
-    "units": (2, 2, 2),
-    "width": 32,
-    "layout": "torchvision",
+    "units": (1, 2, 3) if photos else (2, 2, 2),
+    "width": (32, 64, 256) if photos else 32,
+    "layout": "basic" if photos else "torchvision",
     "feature_stage": "conv4",
     "batch_norm": "synchronised",
     "dtype": "float32",
@@ -160,8 +164,8 @@ def _small(variant: str) -> ConfigDict:
   # From scratch there is nothing that hard negatives could refine.
   config.stages = ("descriptors", "ranking")
   config.descriptors = {
-    "resize": 144 if photos else 128,
-    "crop": 128 if photos else 112,
+    "resize": 184 if photos else 128,
+    "crop": 160 if photos else 112,
     "batch_size": 16,
     "steps": 2000 if photos else 800,
     "schedule": _schedule(2e-3, warmup=50),
@@ -171,10 +175,10 @@ def _small(variant: str) -> ConfigDict:
     "ema_decay": 0.0,
   }
   config.ranking = {
-    "crop": 128 if photos else 112,
-    "resize": 144 if photos else 128,
+    "crop": 160 if photos else 112,
+    "resize": 184 if photos else 128,
     "batch_size": 5,
-    "steps": 360 if photos else 240,
+    "steps": 240,
     "schedule": _schedule(3e-4, warmup=20),
     "optimiser": _adam(0.02 if photos else 1e-4),
     "loss": {"kind": "contrastive", "margin": 0.7},

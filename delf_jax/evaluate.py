@@ -18,6 +18,11 @@ least 90 or 95 %; and 95 % intervals of all, from drawing the queries again.
 Beside it are the precision-recall plot, the rankings, and a cache of features,
 which another run with the same settings reuses.
 
+A checkpoint of global descriptors (configs/siamac.py, dir.py) ranks by their
+dot product and verifies nothing; --expansion=1 asks again with the mean of the
+query and the first photograph it found, --expansion=5 --alpha=3 with five
+weighted ones, and --database_expansion=5 does so with the database.
+
 A row of a table of the paper, all of them, or all on synthetic landmarks:
 
   python -m delf_jax.evaluate --config configs/tables/table1.py:ROW --data DIR
@@ -57,6 +62,7 @@ _OWN = (
   "distractors",
   "features",
   *options.FEATURE_OPTIONS,
+  *options.EXPANSION_OPTIONS,
 )
 _OF_TABLES = ("data", "cache", "sweep")
 
@@ -73,8 +79,19 @@ def evaluate_photographs(values: flags.FlagValues) -> int:
     raise InputError(
       f"--{' and --'.join(missing)} must be given, or --config with a table"
     )
+  extractor = options.open_extractor(values)
+  if extractor.describe is not None:
+    options.refuse(
+      values,
+      ("kind",),
+      "does not apply: a global descriptor is compared with all of them",
+    )
+    search = options.expansion_options(values)
+  else:
+    options.refuse_expansion(values)
+    search = options.search_options(values)
   result = measurement.evaluate(
-    options.open_extractor(values),
+    extractor,
     retrieval_sets.open_set(
       "json",
       values.photos,
@@ -84,7 +101,7 @@ def evaluate_photographs(values: flags.FlagValues) -> int:
     output=values.output,
     kind=values.kind,
     workers=values.workers,
-    **options.search_options(values),
+    **search,
   )
   for name, value in result.items():
     if isinstance(value, float):
@@ -198,6 +215,7 @@ if __name__ == "__main__":
   options.define_features(required=False)
   options.define_workers()
   options.define_search()
+  options.define_expansion()
   flags.adopt_module_key_flags(options)
   flags.DEFINE_enum("kind", "exact", index.KINDS, "of index.")
   program.run(main)

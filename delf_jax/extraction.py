@@ -134,6 +134,12 @@ def open_extractor(
   model = checkpoint.load_model(features)
   if isinstance(model.network, GlobalDescriptor):
     return global_extractor(model, features, max_side=max_side, **options)
+  unknown = sorted(options.keys() - set(OPTIONS))
+  if unknown:
+    raise InputError(
+      f"{', '.join(unknown)}: no option of local features, of which "
+      f"{features!r} is a checkpoint"
+    )
   extraction = {**model.extraction, **options}
   settings = {
     "kind": "delf",
