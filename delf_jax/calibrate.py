@@ -448,6 +448,10 @@ def main() -> None:
   parts = [read_candidates(path) for path in values.gathered]
   for directory in values.store:
     opened = store.open_store(directory)
+    if opened.settings.get("kind") == "global":
+      raise InputError(
+        f"{directory!r}: global descriptors have no inliers to judge a match by"
+      )
     if values.pairs is not None:
       truth = read_pairs(
         values.pairs, prefix=values.prefix, photographs=opened.paths

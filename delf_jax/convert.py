@@ -12,6 +12,8 @@ SOURCE, and what FILE then is:
                 SavedModel, or a checkpoint of TensorFlow 1
   tf_delf2      a checkpoint of the released TensorFlow 2 training code
   delf_pytorch  a .pth.tar of the best-known port of DELF to PyTorch
+  siamac_pytorch, dir_pytorch
+                global descriptors of the authors' programs in PyTorch
 Without --weights the published file is fetched (--published lists which).
 
 TARGET is torch_state_dict (.pth or .safetensors, torchvision's names) or
@@ -90,7 +92,7 @@ def main() -> None:
       f"{values.output}: {source} weights {converted.provenance['weights']}, "
       f"layout {_layout(converted)}, pixels {converted.normalisation!r}, "
       f"receptive field {field.size} / {field.stride}, selected by "
-      f"{converted.extraction['score']}"
+      f"{converted.extraction.get('score', 'nothing: one a photograph')}"
     )
   for note in notes:
     print(f"note: {note}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from delf_jax import extraction, index, retrieval
+from delf_jax import extraction, global_search, index, retrieval
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
 from delf_jax.features import store
@@ -66,6 +66,34 @@ class PhotographDatabase:
       **options,
     )
     return photograph, matches
+
+  def rank(
+    self, photo: str | os.PathLike, **options: Any
+  ) -> tuple[Photograph, list[global_search.Found]]:
+    """Describes a photograph and ranks all others by it.
+
+    Args:
+      photo: the query.
+      options: of `global_search.search`.
+
+    Returns:
+      the query, decoded, and the photographs, the most similar first.
+
+    Raises:
+      InputError: if the photograph cannot be used, or the features are local.
+    """
+    photograph, features = extraction.extract_file(self.extractor, photo)
+    everything = np.arange(int(self.searchable.offsets[-1]))
+    found = global_search.search(
+      features,
+      (photograph.height, photograph.width),
+      dataclasses.replace(
+        self.searchable, descriptors=self.searchable.descriptors[everything]
+      ),
+      leave_out=self.number_of(photo),
+      **options,
+    )
+    return photograph, found
 
 
 def descriptor_batches(

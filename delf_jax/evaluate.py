@@ -26,6 +26,11 @@ option of the --kind of index. Philbin's bag of words, ranked by its words alone
     --features rootsift --kind bag_of_words --option vocabulary=WORDS \
     --candidates 0 --output RESULTS
 
+A checkpoint of global descriptors (configs/siamac.py, dir.py) ranks by their
+dot product and verifies nothing; --expansion=1 asks again with the mean of the
+query and the first photograph it found, --expansion=5 --alpha=3 with five
+weighted ones, and --database_expansion=5 does so with the database.
+
 A row of a table of the paper, all of them, or all on synthetic landmarks:
 
   python -m delf_jax.evaluate --config configs/tables/table1.py:ROW --data DIR
@@ -66,6 +71,7 @@ _OWN = (
   "features",
   "option",
   *options.FEATURE_OPTIONS,
+  *options.EXPANSION_OPTIONS,
 )
 _OF_TABLES = ("data", "cache", "sweep")
 
@@ -82,8 +88,19 @@ def evaluate_photographs(values: flags.FlagValues) -> int:
     raise InputError(
       f"--{' and --'.join(missing)} must be given, or --config with a table"
     )
+  extractor = options.open_extractor(values)
+  if extractor.describe is not None:
+    options.refuse(
+      values,
+      ("kind",),
+      "does not apply: a global descriptor is compared with all of them",
+    )
+    search = options.expansion_options(values)
+  else:
+    options.refuse_expansion(values)
+    search = options.search_options(values)
   result = measurement.evaluate(
-    options.open_extractor(values),
+    extractor,
     retrieval_sets.open_set(
       "json",
       values.photos,
@@ -94,7 +111,7 @@ def evaluate_photographs(values: flags.FlagValues) -> int:
     kind=values.kind,
     index_options=options.parse_options(values.option),
     workers=values.workers,
-    **options.search_options(values),
+    **search,
   )
   for name, value in result.items():
     if isinstance(value, float):
@@ -208,6 +225,7 @@ if __name__ == "__main__":
   options.define_features(required=False)
   options.define_workers()
   options.define_search()
+  options.define_expansion()
   flags.adopt_module_key_flags(options)
   flags.DEFINE_enum("kind", "exact", index.KINDS, "of index.")
   flags.DEFINE_multi_string(

@@ -28,6 +28,11 @@ def main() -> int:
   stablehlo.check_replaceable(values.output)
   extractor = options.open_extractor(values)
   settings = dict(extractor.settings)
+  if extractor.describe is not None:
+    raise InputError(
+      f"--features: {extractor.source!r} is of global descriptors; only local "
+      f"features are exported"
+    )
   if settings.pop("kind") != "delf":
     raise InputError(
       f"--features: {extractor.source!r} has no network that can be exported; "

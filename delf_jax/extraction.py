@@ -16,7 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from delf_jax import checkpoint, lift_extraction, match_score, progress
+from delf_jax import (
+  checkpoint,
+  global_extraction,
+  lift_extraction,
+  match_score,
+  progress,
+)
 from delf_jax.data import folder
 from delf_jax.data.cropping import crop
 from delf_jax.data.photographs import (
@@ -34,9 +40,10 @@ from delf_jax.features import (
   store,
 )
 from delf_jax.features.local_features import LocalFeatures
-from delf_jax.items import Box, Item
+from delf_jax.items import Box, Item, pixel_box
 from delf_jax.models import resnet
 from delf_jax.models.delf import folded
+from delf_jax.models.global_descriptor import GlobalDescriptor
 
 HANDCRAFTED = (*handcrafted.KINDS, *detectors.KINDS)
 MAX_SIDE = 1024
@@ -70,12 +77,15 @@ class Extractor:
     settings: all that the result depends on, as JSON.
     source: what `--features` named, to open the same extractor again.
     max_side: photographs are reduced to this longest side first.
+    describe: of global descriptors, `extract` of a part of a photograph, which
+      is seen at the resolution that the whole is seen at.
   """
 
   extract: Extract
   settings: Mapping[str, Any]
   source: str
   max_side: int
+  describe: global_extraction.Describe | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +148,14 @@ def open_extractor(
     )
   kind = kind_of(features)
   model = checkpoint.load_model(features)
+  if isinstance(model.network, GlobalDescriptor):
+    return global_extractor(model, features, max_side=max_side, **options)
+  unknown = sorted(options.keys() - set(OPTIONS))
+  if unknown:
+    raise InputError(
+      f"{', '.join(unknown)}: no option of local features, of which "
+      f"{features!r} is a checkpoint"
+    )
   extraction = {**model.extraction, **options}
   settings = {
     "kind": kind,
@@ -178,6 +196,35 @@ def kind_of(features: str) -> str:
   return checkpoint.read_kind(features)
 
 
+def global_extractor(
+  model: checkpoint.Model,
+  source: str | os.PathLike,
+  *,
+  max_side: int = MAX_SIDE,
+  **options: Any,
+) -> Extractor:
+  """Opens a model that gives every photograph one descriptor.
+
+  Args: see `open_extractor` and `global_extraction.settle`.
+  """
+  settled, max_side = global_extraction.settle(model, options, max_side)
+  describe = global_extraction.describer(model, max_side=max_side, **settled)
+  return Extractor(
+    extract=lambda photograph: describe(
+      photograph, (photograph.height, photograph.width)
+    ),
+    settings={
+      "kind": "global",
+      "fingerprint": model.fingerprint,
+      "max_side": max_side,
+      **settled,
+    },
+    source=source_of(os.fspath(source)),
+    max_side=max_side,
+    describe=describe,
+  )
+
+
 def reopen(
   settings: Mapping[str, Any], *, features: str | None = None
 ) -> Extractor:
@@ -197,6 +244,8 @@ def reopen(
       f"delf_jax.retrieval and features imported too"
     )
   names = (*OPTIONS, "max_side")
+  if settings["kind"] == "global":
+    names = (*global_extraction.OPTIONS, "max_side")
   extractor = open_extractor(
     features or settings["features"],
     **{name: settings[name] for name in names if name in settings},
@@ -431,9 +480,22 @@ def extract_item(
     photograph, features = extract_file(extractor, path)
     return (photograph.height, photograph.width), features
   whole = read_photograph(path)
-  part, corner = crop(whole, item, max_side=extractor.max_side)
+  size = whole.height, whole.width
+  max_side = extractor.max_side
+  if extractor.describe is not None:
+    top, left, bottom, right = pixel_box(
+      item.box, height=size[0], width=size[1]
+    )
+    share = max(bottom - top, right - left) / max(size)
+    max_side = max(1, round(share * max_side))
+    if max(size) <= extractor.max_side:
+      max_side = None
+  part, corner = crop(whole, item, max_side=max_side)
   _check_size(part, f"{os.fspath(path)}{item.name.removeprefix(item.path)}")
-  features = extractor.extract(part)
+  if extractor.describe is not None:
+    features = extractor.describe(part, size)
+  else:
+    features = extractor.extract(part)
   moved = features.locations + np.array([corner], np.float32)
   return (whole.height, whole.width), features.replace(locations=moved)
 

@@ -10,7 +10,7 @@ that was killed goes on at the query where it was.
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from delf_jax import (
   cached_database,
   extraction,
   feature_cache,
+  global_search,
   html_report,
   precision_plots,
   progress,
@@ -40,6 +41,8 @@ PLOT = "precision_recall.png"
 # in this package.
 _SEARCH_CODE = (
   "retrieval.py",
+  "global_search.py",
+  "query_expansion.py",
   "voting.py",
   "word_candidates.py",
   "matching.py",
@@ -82,7 +85,9 @@ def evaluate(
     index_options: of its `build`.
     selection: which part of the extracted features is used.
     workers: photographs extracted at a time.
-    search: options of `retrieval.search`.
+    search: options of `retrieval.search`; of global descriptors those of
+      `global_search.search`, and `database_neighbours` and `database_alpha` of
+      `query_expansion.augment_database`.
 
   Returns:
     what `metrics.json` holds.
@@ -93,7 +98,8 @@ def evaluate(
   output = Path(output)
   cache = Path(cache or output / "cache")
   index_options = dict(index_options or {})
-  if search.get("score", retrieval.SCORE) == "probability":
+  one_each = extractor.settings["kind"] == "global"
+  if not one_each and search.get("score", retrieval.SCORE) == "probability":
     search["calibration"] = search.get(
       "calibration"
     ) or extraction.calibration_of(extractor.settings, extractor.source)
@@ -135,10 +141,23 @@ def evaluate(
   searchable = cached_database.open_database(
     cached, retrieval_set.database, cache, kind, index_options, selection
   )
+  options = dict(search)
+  if one_each:
+    searchable = global_search.prepare(
+      searchable,
+      neighbours=options.pop("database_neighbours", 0),
+      alpha=options.pop("database_alpha", 0.0),
+    )
   indexed = time.perf_counter()
   journal = cache / "rankings" / f"{searched}.jsonl"
   rankings, distractor_rankings = _rank(
-    retrieval_set, cached, searchable, selection, journal, search
+    retrieval_set,
+    cached,
+    searchable,
+    selection,
+    journal,
+    options,
+    global_search.search if one_each else retrieval.search,
   )
   ranked = time.perf_counter()
   measured = results.measure(retrieval_set, rankings, distractor_rankings)
@@ -212,7 +231,8 @@ def _rank(
   searchable: retrieval.Database,
   selection: Selection,
   journal: Path,
-  search: Mapping[str, Any],
+  options: Mapping[str, Any],
+  search: Callable[..., Sequence[retrieval.Match | global_search.Found]],
 ) -> tuple[Rankings, Rankings]:
   """Searches with every query that the journal does not know yet.
 
@@ -245,12 +265,12 @@ def _rank(
   journal.parent.mkdir(parents=True, exist_ok=True)
   with open(journal, "a") as file:
     for item, left_out in progress.track(missing, label="search", unit="query"):
-      matches = retrieval.search(
+      matches = search(
         cached.features(item.name, selection),
         cached.size(item.name),
         searchable,
         leave_out=numbers.get(left_out),
-        **search,
+        **options,
       )
       known[key(item, left_out)] = [(one.path, one.score) for one in matches]
       entry = [key(item, left_out), known[key(item, left_out)]]

@@ -18,7 +18,26 @@ FEATURE_OPTIONS = (
   "scales",
   "score_threshold",
   "iou_threshold",
+  "sides",
 )
+# Of `define_search` and of `define_expansion`.
+SEARCH_OPTIONS = (
+  "neighbours",
+  "candidates",
+  "votes",
+  "matching",
+  "model",
+  "error",
+  "sampling",
+  "num_hypotheses",
+  "counting",
+  "transforms",
+  "threshold",
+  "score_by",
+  "calibration",
+  "seed",
+)
+EXPANSION_OPTIONS = ("expansion", "alpha", "database_expansion")
 
 
 def define_features(*, required: bool = True) -> None:
@@ -64,6 +83,12 @@ def define_features(*, required: bool = True) -> None:
     lower_bound=0.0,
     upper_bound=1.0,
   )
+  flags.DEFINE_list(
+    "sides",
+    None,
+    "of global descriptors: longest sides that a photograph is seen at, such "
+    "as 550,800,1050 (as the checkpoint says).",
+  )
 
 
 def define_workers() -> None:
@@ -94,6 +119,12 @@ def open_extractor(values: flags.FlagValues) -> extraction.Extractor:
       raise InputError(f"--scales: {error}; expected e.g. 0.5,1") from error
     if not given["scales"] or not all(0 < s <= 4 for s in given["scales"]):
       raise InputError("--scales: every scale must lie above 0 and up to 4")
+  if "sides" in given:
+    if not given["sides"] or not all(s.isdecimal() for s in given["sides"]):
+      raise InputError("--sides: expected pixels, e.g. 550,800,1050")
+    given["sides"] = [int(side) for side in given["sides"]]
+    if min(given["sides"]) < extraction.MIN_SIDE:
+      raise InputError(f"--sides: give {extraction.MIN_SIDE} pixels or more")
   return extraction.open_extractor(
     values.features, max_side=values.max_side, **given
   )
@@ -224,6 +255,63 @@ def search_options(values: flags.FlagValues) -> dict[str, Any]:
       {"kind": extraction.kind_of(values.features)}, values.features
     )
   return found
+
+
+def define_expansion() -> None:
+  """Defines the flags of the search by global descriptors."""
+  flags.DEFINE_integer(
+    "expansion",
+    0,
+    "of global descriptors: photographs that a query is averaged with before "
+    "it is asked again; 1 as the paper did.",
+    lower_bound=0,
+  )
+  flags.DEFINE_float(
+    "alpha",
+    0.0,
+    "the power of their similarity that these are weighted by; 0 weights all "
+    "by one.",
+    lower_bound=0.0,
+  )
+  flags.DEFINE_integer(
+    "database_expansion",
+    0,
+    "photographs that each of the database is averaged with.",
+    lower_bound=0,
+  )
+
+
+def expansion_options(values: flags.FlagValues) -> dict[str, Any]:
+  """Returns the flags of `define_expansion` as `measurement.evaluate` does.
+
+  Raises:
+    InputError: if a flag of the search by local features was given.
+  """
+  refuse(
+    values,
+    SEARCH_OPTIONS,
+    "is of local features; the search by global descriptors has "
+    "--expansion, --alpha and --database_expansion",
+  )
+  return {
+    "expansion": values.expansion,
+    "alpha": values.alpha,
+    "database_neighbours": values.database_expansion,
+    "database_alpha": values.alpha,
+  }
+
+
+def refuse_expansion(values: flags.FlagValues) -> None:
+  """Refuses the flags of `define_expansion`, where features are local.
+
+  Raises:
+    InputError: naming the first one that was given.
+  """
+  refuse(
+    values,
+    EXPANSION_OPTIONS,
+    "is of global descriptors, and these features are local",
+  )
 
 
 def refuse(values: flags.FlagValues, names: Sequence[str], reason: str) -> None:

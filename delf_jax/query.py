@@ -10,6 +10,10 @@ for a homography up to a factor), or "no match"; both exit with 0. --json prints
 the same for programs. --report writes DIR/index.html with both photographs side
 by side and the inliers drawn. A photograph that is itself in the index does not
 find itself. --against compares two photographs without an index.
+
+Of global descriptors it prints a line a photograph, the most similar first
+(path, similarity), as many as --most says; nothing is verified, so that none is
+no match. --expansion asks again with the mean of the query and what it found.
 """
 
 import dataclasses
@@ -23,6 +27,7 @@ from delf_jax import (
   database,
   drawing,
   extraction,
+  global_search,
   html_report,
   options,
   presentation,
@@ -32,9 +37,10 @@ from delf_jax import (
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
 
-# What only one of the two forms takes.
+# What only one of the two forms takes, and what only verified matches have.
 _OF_AN_INDEX = ("store", "verify", "candidates", "votes")
 _OF_A_PAIR = ("max_side", *options.FEATURE_OPTIONS)
+_VERIFIED = ("report", "min_probability")
 
 
 def as_json(
@@ -92,10 +98,62 @@ def compare_photographs(
   return photograph, dataclasses.replace(match, path=other)
 
 
+def rank_photographs(
+  values: flags.FlagValues, opened: database.PhotographDatabase
+) -> int:
+  """Ranks the photographs of an index by global descriptors."""
+  options.refuse(
+    values,
+    (*_VERIFIED, "database_expansion"),
+    "does not apply to global descriptors here",
+  )
+  found = options.expansion_options(values)
+  _, ranking = opened.rank(
+    values.photo, expansion=found["expansion"], alpha=found["alpha"]
+  )
+  _print_similar(values, ranking[: values.most])
+  return 0
+
+
+def compare_descriptors(
+  values: flags.FlagValues, extractor: extraction.Extractor
+) -> int:
+  """Compares two photographs by global descriptors."""
+  options.refuse(
+    values,
+    (*_VERIFIED, *options.SEARCH_OPTIONS, *options.EXPANSION_OPTIONS),
+    "does not apply to two global descriptors",
+  )
+  one, other = (
+    extraction.extract_file(extractor, path)[1].descriptors
+    for path in (values.photo, values.against)
+  )
+  found = [
+    global_search.Found(values.against, float(similarity))
+    for similarity in (one @ other.T).ravel()
+  ]
+  _print_similar(values, found)
+  return 0
+
+
+def _print_similar(
+  values: flags.FlagValues, found: Sequence[global_search.Found]
+) -> None:
+  if values.json:
+    similar = [
+      {"path": one.path, "similarity": round(one.score, 6)} for one in found
+    ]
+    print(json.dumps({"photo": values.photo, "similar": similar}))
+    return
+  for one in found:
+    print(f"{drawing.visible(one.path)}  similarity {one.score:.4f}")
+  if not found:
+    print("nothing to compare: too small for the network")
+
+
 def main() -> int:
   """Searches as the flags say."""
   values = flags.FLAGS
-  search = options.search_options(values)
   if (values.index is None) == (values.against is None):
     raise InputError(
       "give either --index, to search it, or --against, to compare two "
@@ -110,10 +168,15 @@ def main() -> int:
         f"--against needs --features: a training run, or one of "
         f"{', '.join(extraction.HANDCRAFTED)}"
       )
+    extractor = options.open_extractor(values)
+    if extractor.describe is not None:
+      return compare_descriptors(values, extractor)
+    options.refuse_expansion(values)
+    search = options.search_options(values)
     for name in ("candidates", "votes"):
       del search[name]
     photograph, match = compare_photographs(
-      options.open_extractor(values), values.photo, values.against, **search
+      extractor, values.photo, values.against, **search
     )
     matches, photos = [match], ""
   else:
@@ -126,7 +189,12 @@ def main() -> int:
       features=values.features,
       verify=values.verify,
     )
-    photograph, matches = opened.search(values.photo, **search)
+    if opened.extractor.describe is not None:
+      return rank_photographs(values, opened)
+    options.refuse_expansion(values)
+    photograph, matches = opened.search(
+      values.photo, **options.search_options(values)
+    )
     photos = opened.photos
   accepted = retrieval.accept(matches, min_probability=values.min_probability)
   if values.json:
@@ -179,7 +247,11 @@ if __name__ == "__main__":
   )
   options.define_features(required=False)
   options.define_search()
+  options.define_expansion()
   flags.adopt_module_key_flags(options)
+  flags.DEFINE_integer(
+    "most", 10, "photographs listed by global descriptors.", lower_bound=1
+  )
   flags.DEFINE_bool("json", False, "print JSON.")
   flags.DEFINE_string("report", None, "write an HTML report here.")
   program.run(main)

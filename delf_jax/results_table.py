@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from delf_jax import measurement, table_inputs, table_runs
+from delf_jax import measurement, table_runs
 from delf_jax.errors import InputError
 from delf_jax.precision_plots import Curve
 
 # In place of a number: what was not measured, and what cannot be yet.
-MISSING, NOT_BUILT = "–", "not built yet"
+MISSING = "–"
 # What is told of how a row was measured.
 SETTINGS = (
   "",
@@ -282,7 +282,7 @@ def _cell(results: Results, row: str, metric: str, place: str) -> str:
   result = results.found.get(row, {}).get(place)
   name = result and table_runs.metric_name(result, metric)
   if not name:
-    return NOT_BUILT if row in table_inputs.NOT_BUILT else MISSING
+    return MISSING
   value = result[name]
   if value is None:
     return "undefined"

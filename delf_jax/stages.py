@@ -1,7 +1,8 @@
 """What a config may say of a training stage, and the batches that it makes.
 
-A stage classifies landmarks ("descriptors", "attention", "joint"), or learns
-without labels that two views of one place look the same ("correspondence").
+A stage classifies landmarks ("descriptors", "attention", "joint"), learns
+without labels that two views of one place look the same ("correspondence"), or
+compares whole photographs ("ranking").
 """
 
 import dataclasses
@@ -11,12 +12,15 @@ from typing import Any
 
 import jax
 
+from delf_jax import ranking_stage
 from delf_jax.data import landmarks, pair_sources, pipeline
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.views import Views
 from delf_jax.errors import InputError
+from delf_jax.ranking_stage import RankingOptions
 
 PAIRED = "correspondence"
+RANKED = ranking_stage.STAGE
 # What a stage with labels learns by.
 NEIGHBOURS = "neighbours"
 OBJECTIVES = ("classification", NEIGHBOURS)
@@ -130,9 +134,10 @@ def read_options(kind: type, values: Mapping[str, Any], name: str) -> Any:
 
 def read_stage(
   stage: str, config: Mapping[str, Any]
-) -> StageOptions | PairOptions:
+) -> StageOptions | PairOptions | RankingOptions:
   """Reads what a config says of a stage; see `read_options`."""
-  kind = PairOptions if stage == PAIRED else StageOptions
+  kinds = {PAIRED: PairOptions, RANKED: RankingOptions}
+  kind = kinds.get(stage, StageOptions)
   options = read_options(kind, config[stage], stage)
   if isinstance(options, StageOptions):
     _check_objective(stage, options)
@@ -184,14 +189,14 @@ def check_unlabelled(names: Iterable[str]) -> None:
   for name in names:
     if name != PAIRED:
       raise InputError(
-        f"the stage {name!r} classifies landmarks, and the photographs have no "
+        f"the stage {name!r} needs landmarks, and the photographs have no "
         f"classes; use another --config.dataset.kind, or "
         f"--config.stages=\"('{PAIRED}',)\""
       )
 
 
 def check_batch(
-  stage: str, options: StageOptions | PairOptions, devices: int
+  stage: str, options: StageOptions | PairOptions | RankingOptions, devices: int
 ) -> None:
   """Refuses batches that do not divide.
 
@@ -261,7 +266,7 @@ def training_batches(
 
 
 def validation_batches(
-  options: StageOptions | PairOptions,
+  options: StageOptions | PairOptions | RankingOptions,
   data: landmarks.Dataset,
   *,
   count: int,
@@ -276,6 +281,8 @@ def validation_batches(
     count: photographs, or pairs of views, at most; 0 for all.
     stride: of the features in pixels.
   """
+  if isinstance(options, RankingOptions):
+    return ranking_stage.validation_batches(options, data, count=count)
   shared = {
     "batch_size": options.batch_size,
     "crop": options.crop,

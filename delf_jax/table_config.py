@@ -21,8 +21,7 @@ DEFAULTS: Mapping[str, Any] = {
   "dataset.distractors": -1,
   "dataset.seed": 0,
   "dataset.options": (),
-  # "delf", one of `extraction.HANDCRAFTED`, or a system that the paper compares
-  # with.
+  # "delf", "lift", "global" or one of `extraction.HANDCRAFTED`.
   "features.kind": "delf",
   # A training run, or the name of one of config.checkpoints after an "@".
   "features.checkpoint": "",
@@ -37,6 +36,15 @@ DEFAULTS: Mapping[str, Any] = {
   # or by default the photographs that the checkpoint was trained on.
   "features.pca_photographs": "",
   "features.max_side": extraction.MAX_SIDE,
+  # Of global descriptors: longest sides that photographs are brought to; by
+  # default what the checkpoint recommends.
+  "features.sides": (),
+  # Of global descriptors: photographs a query is averaged with, the power of
+  # their similarity they are weighted by, and photographs of the database that
+  # each of it is averaged with.
+  "expansion.neighbours": 0,
+  "expansion.alpha": 0.0,
+  "expansion.database": 0,
   "index.kind": "kd_tree",
   # That a search in the KD-tree visits (T); other kinds have none.
   "index.leaves": 5000,

@@ -25,12 +25,12 @@ from delf_jax.errors import InputError
 from delf_jax.feature_cache import Selection
 from delf_jax.features import pyramid
 from delf_jax.features.reduction import Reduction
+from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.models.lift import Lift
 from delf_jax.options import parse_options
 
-NOT_BUILT = ("dir", "dir_qe", "siamac", "siamac_qe")
 # Kinds of features that need a checkpoint.
-_LEARNED = ("delf", "lift")
+_LEARNED = ("delf", "lift", "global")
 
 # So many are extracted where fewer are asked for: rows that differ in their
 # number share them.
@@ -52,12 +52,19 @@ _INDEX_OPTIONS = {
 }
 
 
-class NotBuiltError(InputError):
-  """A row that cannot be measured yet."""
-
-
 def search_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the options of `retrieval.search` that a config sets."""
+  """Returns the options of the search that a config sets.
+
+  They are of `retrieval.search`, or, for global descriptors, what
+  `measurement.evaluate` takes.
+  """
+  if settings["features.kind"] == "global":
+    return {
+      "expansion": settings["expansion.neighbours"],
+      "alpha": settings["expansion.alpha"],
+      "database_neighbours": settings["expansion.database"],
+      "database_alpha": settings["expansion.alpha"],
+    }
   options = {
     path.rpartition(".")[2]: value
     for path, value in settings.items()
@@ -71,6 +78,8 @@ def search_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def index_options(settings: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the options of the index that a config sets."""
+  if settings["features.kind"] == "global":
+    return {}  # no index is asked
   kind = settings["index.kind"]
   options = {**_INDEX_OPTIONS.get(kind, {})}
   if kind == "kd_tree":
@@ -82,13 +91,10 @@ def check(settings: Mapping[str, Any]) -> None:
   """Looks at what can be known to be wrong before anything is made or read.
 
   Raises:
-    NotBuiltError: if there is no such system yet.
     InputError: if a value is none that its option has, or a checkpoint is
       missing.
   """
   kind = settings["features.kind"]
-  if kind in NOT_BUILT:
-    raise NotBuiltError(f"{kind}: not built yet")
   _check_choice(settings, "features.kind", (*_LEARNED, *extraction.HANDCRAFTED))
   _check_choice(settings, "features.score", get_args(pyramid.Score))
   _check_choice(settings, "index.kind", index.KINDS)
@@ -224,6 +230,8 @@ def open_features(
       extraction.open_extractor(kind, max_side=max_side, max_features=most),
       selection,
     )
+  if kind == "global":
+    return _global_features(settings), selection
   source = _checkpoint(settings)
   model = _load(source)
   if isinstance(model.network, Lift) != (kind == "lift"):
@@ -269,6 +277,31 @@ def open_features(
     max_side=max_side,
   )
   return extractor, selection
+
+
+def _global_features(settings: Mapping[str, Any]) -> extraction.Extractor:
+  """Opens global descriptors: with the checkpoint's whitening, or none."""
+  source = _checkpoint(settings)
+  model = _load(source)
+  if not isinstance(model.network, GlobalDescriptor):
+    raise InputError(f"{source!r} is a checkpoint of local features")
+  dims = settings["features.pca"]
+  if dims > 0:
+    raise InputError(
+      "config.features.pca is of local features; of global descriptors -1 "
+      "takes the whitening of the checkpoint and 0 none"
+    )
+  sides = settings["features.sides"]
+  extractor = extraction.global_extractor(
+    dataclasses.replace(model, reduction=None) if dims == 0 else model,
+    source,
+    max_side=settings["features.max_side"],
+    **({"sides": sides} if sides else {}),
+  )
+  whitened = model.reduction is not None and dims != 0
+  return dataclasses.replace(
+    extractor, settings={**extractor.settings, "whitened": whitened}
+  )
 
 
 @functools.lru_cache(maxsize=4)

@@ -42,7 +42,6 @@ def run(
     what metrics.json holds.
 
   Raises:
-    NotBuiltError: if there is no such system yet.
     InputError: if data, checkpoint or values are unfit.
   """
   home = Path(output) / table.name
@@ -99,7 +98,7 @@ def sweep(
     what chosen.json holds, which `run` takes the values from.
 
   Raises:
-    NotBuiltError, InputError: see `run`.
+    InputError: see `run`.
   """
   settings = one.settings
   cache = Path(cache or Path(output) / "cache")

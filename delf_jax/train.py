@@ -3,7 +3,8 @@ r"""Trains DELF in the paper's two steps and writes a model ready to extract.
 First the descriptors learn by classifying landmarks (section 3.2), or without
 labels, from two views of one place; then, with descriptors frozen, attention
 learns by classifying (section 3.3.2), and last the reduction (L2 -> PCA -> L2)
-is learned on selected features.
+is learned on selected features. Global descriptors (configs/siamac.py, dir.py)
+learn by comparing photographs, the hardest to tell apart, and are whitened.
 
   python -m delf_jax.train --config configs/synthetic.py:small --workdir RUN
 
@@ -42,11 +43,13 @@ from ml_collections import ConfigDict, config_flags
 from delf_jax import (
   checkpoint,
   extraction,
+  global_whitening,
   hosts,
   initialisation,
   journal,
   program,
   progress,
+  ranking_stage,
   run_config,
   stages,
   training_report,
@@ -54,8 +57,14 @@ from delf_jax import (
 )
 from delf_jax.data import landmarks
 from delf_jax.errors import InputError
+from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.options import parse_options
-from delf_jax.training import correspondence, neighbours, optimisers
+from delf_jax.training import (
+  correspondence,
+  neighbours,
+  optimisers,
+  ranking,
+)
 from delf_jax.training import step as steps
 
 HEAT_MAPS = 8
@@ -157,15 +166,21 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
   devices = jax.local_device_count()
   stages.check_batch(stage, options, devices)
   network, normalise = run.model.network, run.model.normalisation
-  paired = stage == stages.PAIRED
+  paired, ranked = stage == stages.PAIRED, stage == stages.RANKED
+  classifies = not paired and not ranked
+  if ranked:
+    ranking_stage.check(options, network)
+    network = network.clone(frozen_norm=options.frozen_norm)
   shared = {
     "normalise": normalise,
-    "loss": options.loss if paired else run.config.get("loss"),
+    "loss": run.config.get("loss") if classifies else options.loss,
     "axis_name": "batch",
   }
   objective = None
   if paired:
     evaluation_step = correspondence.make_evaluation_step(network, **shared)
+  elif ranked:
+    evaluation_step = ranking.make_evaluation_step(network, **shared)
   elif options.objective == stages.NEIGHBOURS:
     alike = {"normalise": normalise, "axis_name": "batch"}
     objective = neighbours.make_objective(network, **alike)
@@ -180,10 +195,10 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
       optimiser,
       stage=stage,
       objective=objective,
-      mixup=0.0 if paired else options.mixup,
+      mixup=options.mixup if classifies else 0.0,
       accumulate=options.accumulate,
       ema_decay=options.ema_decay,
-      reconstruction_weight=options.reconstruction_weight,
+      reconstruction_weight=0.0 if ranked else options.reconstruction_weight,
       frozen=options.frozen,
       **shared,
     ),
@@ -201,6 +216,9 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
     best_by=None if select == "last" else select,
   )
   checkpoints = open_checkpoints()
+  if ranked and not checkpoints.steps:
+    model = ranking_stage.begin(run.model, options, run.data.train)
+    run = dataclasses.replace(run, model=model)
   state, taken = checkpoints.restore(
     steps.initial_state(
       stage,
@@ -213,14 +231,23 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
   )
   first = hosts.agree(int(state.step), "the newest checkpoint")
   stride = network.receptive_field.stride
-  batches = stages.training_batches(
-    options,
-    run.data,
-    seed=seed,
-    start=taken,
-    stride=stride,
-    loader=run.config.get("loader", {}),
-  )
+  shared = {
+    "seed": seed,
+    "start": taken,
+    "loader": run.config.get("loader", {}),
+  }
+  if ranked:
+    batches = ranking_stage.MinedBatches(
+      options,
+      run.data,
+      model=run.model,
+      directory=run.workdir / "mined" / stage,
+      **shared,
+    )
+  else:
+    batches = stages.training_batches(
+      options, run.data, stride=stride, **shared
+    )
   validate = validation.Validator(
     run.validation,
     stage=stage,
@@ -234,7 +261,7 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
     train=run.data.train,
     source=run.data.validation,
     benchmark=run.benchmark,
-    side=options.crop if paired else options.resize,
+    side=options.resize if classifies else options.crop,
     reduction_dim=run.config["reduction"]["dim"],
   )
   run.journal.resume(stage, first)
@@ -263,6 +290,9 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
   ):
     bar.update(first)
     for step in range(first + 1, options.steps + 1):
+      if ranked:
+        with meter.paused():
+          batches.mine(state.variables)
       waited = batches.waited
       batch = next(batches)
       shards = {
@@ -344,7 +374,11 @@ def _write_model(
 ) -> None:
   """Learns the reduction; writes the model and the pictures."""
   model = run.model
-  learned = extraction.learn_reduction(
+  one_each = isinstance(model.network, GlobalDescriptor)
+  learn = (
+    global_whitening.learn_reduction if one_each else extraction.learn_reduction
+  )
+  learned = learn(
     model, run.data.train, seed=run.config["seed"], **run.config["reduction"]
   )
   checkpoint.save_model(
@@ -361,7 +395,7 @@ def _write_model(
   page = training_report.write(
     run.workdir,
     records=journal.read(run.workdir),
-    heat_maps=validator.maps(model.variables, HEAT_MAPS),
+    heat_maps=() if one_each else validator.maps(model.variables, HEAT_MAPS),
     title=f"delf_jax: {run.workdir.name}",
   )
   print(f"curves and score maps: {page}")

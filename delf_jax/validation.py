@@ -25,6 +25,7 @@ from delf_jax.data.retrieval_sets import RetrievalSet
 from delf_jax.errors import InputError
 from delf_jax.evaluation import metrics
 from delf_jax.models.delf import Delf
+from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.models.normalisation import Normalisation
 
 RETRIEVAL_SETS = ("", "held_out", "synthetic", "folder")
@@ -321,18 +322,23 @@ def retrieval(
     model: with its reduction.
     benchmark: what to search.
     max_side: photographs are reduced to this longest side.
-    options: override `model.extraction`.
+    options: override `model.extraction`, of local features.
 
   Returns:
     "mAP" (easy and hard) and "R@90", from 0 to 1; an undefined one is left
     out.
   """
-  extractor = extraction.Extractor(
-    extract=extraction.delf_extractor(model, max_side=max_side, **options),
-    settings={"kind": "delf", "max_side": max_side},
-    source="training",
-    max_side=max_side,
-  )
+  if isinstance(model.network, GlobalDescriptor):
+    extractor = extraction.global_extractor(
+      model, "training", max_side=max_side
+    )
+  else:
+    extractor = extraction.Extractor(
+      extract=extraction.delf_extractor(model, max_side=max_side, **options),
+      settings={"kind": "delf", "max_side": max_side},
+      source="training",
+      max_side=max_side,
+    )
   with tempfile.TemporaryDirectory() as output:
     found = measurement.evaluate(extractor, benchmark, output=output)
   figures = {"mAP": found["mAP_medium"], "R@90": found["R@90"]}
@@ -404,7 +410,8 @@ class Validator:
       source: validation photographs, for score maps.
       benchmark: for retrieval, or None.
       side: of the central square that score maps show.
-      reduction_dim: of the features that retrieval compares.
+      reduction_dim: of the features that retrieval compares; global
+        descriptors are compared as they are.
     """
     self._options = options
     self._step = step
@@ -414,11 +421,17 @@ class Validator:
     self._batches = batches
     self._side = side
     self._reduction_dim = reduction_dim
-    self._has_attention = stage not in ("descriptors", "correspondence")
-    score = model.extraction["score"] if self._has_attention else "l2_norm"
-    self._model = dataclasses.replace(
-      model, extraction={**model.extraction, "score": score}
+    self._global = isinstance(model.network, GlobalDescriptor)
+    self._has_attention = not self._global and stage not in (
+      "descriptors",
+      "correspondence",
     )
+    if not self._global:
+      score = model.extraction["score"] if self._has_attention else "l2_norm"
+      model = dataclasses.replace(
+        model, extraction={**model.extraction, "score": score}
+      )
+    self._model = model
     self._scorer = make_scorer(model.network, model.normalisation)
 
   def __call__(
@@ -436,12 +449,14 @@ class Validator:
       figures |= separation(self.maps(variables, self._options.score_maps))
     if with_retrieval and self._benchmark is not None:
       model = dataclasses.replace(self._model, variables=variables)
-      reduction = extraction.learn_reduction(
-        model,
-        self._train,
-        dim=self._reduction_dim,
-        photographs=self._options.reduction_photographs,
-      )
+      reduction = None
+      if not self._global:
+        reduction = extraction.learn_reduction(
+          model,
+          self._train,
+          dim=self._reduction_dim,
+          photographs=self._options.reduction_photographs,
+        )
       figures |= retrieval(
         dataclasses.replace(model, reduction=reduction),
         self._benchmark,

@@ -84,7 +84,7 @@ def test_prepared_data_is_the_same_and_needs_no_files(
       expected = getattr(direct, split)
       source = getattr(dataset, split)
       np.testing.assert_array_equal(source.labels, expected.labels)
-      names = [expected._paths[i] for i in range(len(expected))]
+      names = [expected.names[i] for i in range(len(expected))]
       found = examples(source)
       assert [example["name"] for example in found] == names
       assert [e["image"] for e in found] == list(map(os.fsencode, names))

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from delf_jax import table_config
+from delf_jax import extraction, table_config
 from delf_jax.errors import InputError
 
 TABLES = pathlib.Path(__file__).parents[1] / "configs" / "tables"
@@ -37,7 +37,6 @@ NUMBERS = {
   "figure4": ("congas", "TP@90%", 28.44),
   "bag_of_words": ("verified", "Oxf105k", 54.1),
 }
-BUILT = {"dir", "dir_qe", "siamac", "siamac_qe", "congas", "sift"}
 
 
 def config_of(name, variant="all"):
@@ -89,7 +88,10 @@ def test_every_row_resolves(name, variant):
     kind, checkpoint = (
       one.settings[f"features.{key}"] for key in ("kind", "checkpoint")
     )
-    assert kind in BUILT or f"checkpoints.{checkpoint[1:]}" in one.settings
+    assert (
+      kind in extraction.HANDCRAFTED
+      or f"checkpoints.{checkpoint[1:]}" in one.settings
+    )
   single = table_config.read_table(
     config_of(name, table.measurements[-1].row), {}
   )

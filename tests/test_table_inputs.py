@@ -172,7 +172,10 @@ def test_ones_own_photographs(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"features.kind": "hog"}, r"'hog': expected one of delf, lift, rootsift"),
+    (
+      {"features.kind": "hog"},
+      r"'hog': expected one of delf, lift, global, rootsift",
+    ),
     ({"features.score": "norm"}, "expected one of l2_norm, attention, product"),
     ({"features.checkpoint": "@lc"}, r"--config\.checkpoints\.lc=RUN"),
     ({}, r"--config\.features\.checkpoint=RUN"),
@@ -193,14 +196,6 @@ def test_a_checkpoint_that_is_none(tmp_path):
     table_inputs.open_features(
       settings_of(**{"features.checkpoint": str(tmp_path)}), tmp_path
     )
-
-
-@pytest.mark.parametrize("kind", table_inputs.NOT_BUILT)
-def test_competitors_are_not_built_yet(kind):
-  with pytest.raises(
-    table_inputs.NotBuiltError, match=f"{kind}: not built yet"
-  ):
-    table_inputs.check(settings_of(**{"features.kind": kind}))
 
 
 def test_a_checkpoint_of_another_kind_is_refused(run, tmp_path):

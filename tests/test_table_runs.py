@@ -14,7 +14,6 @@ import pytest
 from delf_jax import report, results_table, table_config, table_runs
 from delf_jax.data import synthetic_folder
 from delf_jax.errors import InputError
-from delf_jax.table_inputs import NotBuiltError
 
 SIZES = ("num_landmarks=3", "views=3", "queries=1", "clutter=1")
 GIVEN = {
@@ -30,7 +29,7 @@ CONFIG = {
   "rows": (
     ("plain", "the plain row", {"neighbours": 2}, (12.5, None)),
     ("more", "more neighbours", {"neighbours": 5}, (25.0, 1.25)),
-    ("dir", "DIR", {"features.kind": "dir"}, (50.0, 2.5)),
+    ("lift", "LIFT", {"features.kind": "lift"}, (50.0, 2.5)),
   ),
   "columns": (
     ("Oxf5k*", "R@90", {"dataset.name": "oxford5k"}),
@@ -49,7 +48,7 @@ CONFIG = {
 
 def table_of(variant, **given):
   values = {key: value for key, value in GIVEN.items()}
-  if variant.endswith("dir"):
+  if variant.endswith("lift"):
     del values["features.kind"]
   return table_config.read_table(
     {**CONFIG, "variant": variant}, {**values, **given}
@@ -76,12 +75,6 @@ def test_rows_are_measured_and_share_their_features(output):
   assert len(list((output / "cache" / "indexes").iterdir())) == 1
   # The columns share what their queries found; K tells the rows apart.
   assert len(list((output / "cache" / "rankings").iterdir())) == 2
-
-
-def test_a_competitor_says_that_it_is_not_built(output):
-  table = table_of("small,dir")
-  with pytest.raises(NotBuiltError, match="dir: not built yet"):
-    table_runs.run(table, table.measurements[0], data="", output=output)
 
 
 def test_a_sweep_chooses_and_the_row_takes_it(tmp_path):
@@ -145,7 +138,7 @@ def test_a_report_lays_ours_beside_the_papers(output, tmp_path):
   for cell in cells[1:3]:
     assert re.fullmatch(rf"{number} \[{number}, {number}\]", cell)
   assert "| the plain row | " in text and "| 12.5 |  |" in text
-  assert "| DIR | not built yet | not built yet | 50 | 2.5 |" in lines
+  assert "| LIFT | – | – | 50 | 2.5 |" in lines
   how = next(line for line in lines if line.startswith("| the plain row, syn"))
   assert "synthetic, 2 distractor queries | rootsift, 1024 pixels" in how
   assert how.endswith("| kd_tree, T = 5000, K = 2 |")
@@ -162,7 +155,7 @@ def test_a_report_lays_ours_beside_the_papers(output, tmp_path):
     xml.etree.ElementTree.fromstring(svg)
   written = pathlib.Path(page).read_text()
   html.parser.HTMLParser().feed(written)
-  assert "not built yet" in written and "more neighbours" in written
+  assert "more neighbours" in written
   before = {path: path.read_bytes() for path in tmp_path.iterdir()}
   report.write(str(output), str(tmp_path))
   assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -185,7 +178,7 @@ def test_a_report_of_the_papers_photographs(output, tmp_path):
     for line in lines
   )
   assert "| more neighbours | – (25) | – (1.25) |" in lines
-  assert "| DIR | not built yet (50) | not built yet (2.5) |" in lines
+  assert "| LIFT | – (50) | – (2.5) |" in lines
   header = next(line for line in lines if "| x, 2: R@90 | x, 2: mAP |" in line)
   assert header.index("x, 2") < header.index("x, all")
 
@@ -221,12 +214,16 @@ def test_a_row_from_the_command_line(tmp_path):
   assert status == 0, wrong
   assert "delf_l2 (synthetic-2): R@90" in printed
   assert "9 of 9 measurements" in printed
-  status, printed, wrong = program("evaluate", *arguments)
+  status, printed, wrong = program(
+    "evaluate", *arguments, "--config.features.kind=delf"
+  )
   assert status == 1
-  assert "dir (synthetic-2) skipped: dir: not built yet" in printed
+  assert "lift (synthetic-2) skipped: needs the checkpoint 'lift'" in printed
+  assert "congas (synthetic-2) skipped: give a training run" in printed
+  assert "dir (synthetic-2) skipped: needs the checkpoint 'dir'" in printed
   assert "delf_l2 (synthetic-2) skipped: needs the checkpoint 'lc'" in printed
   assert printed.count("skipped: needs the checkpoint 'lc'") == 1
-  assert "1 more skipped for the same reasons" in printed
+  assert "3 more skipped for the same reasons" in printed
   assert "0 of 9 measurements" in printed
   status, _, wrong = program(
     "report", f"--results={tmp_path}/results", f"--output={tmp_path}/report"
@@ -238,7 +235,7 @@ def test_a_row_from_the_command_line(tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["table3.py:dir"], "dir: not built yet"),
+    (["table3.py:lift"], "needs the checkpoint 'lift'"),
     (["table9.py:all"], "table9.py"),
     (["table1.py:pca40", "--config.index.colour=red"], "index.kind"),
     (["table1.py:pca40", "--photos=x"], "--photos is not for --config"),

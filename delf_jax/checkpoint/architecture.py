@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from delf_jax.errors import InputError
 from delf_jax.models import resnet
 from delf_jax.models.delf import Delf
+from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.models.lift import PATCH, Lift
 from delf_jax.models.resnet import ResNet
 from delf_jax.models.vgg import Vgg
@@ -18,6 +19,22 @@ from delf_jax.models.vgg import Vgg
 FIRST_STAGES = {"resnet": resnet.FIRST_STAGE, "vgg": 1}
 # Fields that every module has.
 _LINEN = ("parent", "name")
+# Fields of a `GlobalDescriptor` that say what it is.
+_DESCRIPTOR_FIELDS = tuple(
+  field.name
+  for field in dataclasses.fields(GlobalDescriptor)
+  if field.name
+  not in (
+    "backbone",
+    "feature_stage",
+    "num_classes",
+    "cosine_classifier",
+    "frozen_norm",
+    *_LINEN,
+  )
+)
+
+Network = Delf | Lift | GlobalDescriptor
 
 
 def build_network(
@@ -37,10 +54,13 @@ def build_network(
   momentum: float = 0.9,
   axis_name: str | None = None,
   dtype: str = "float32",
-) -> Delf:
+  descriptor: Mapping[str, Any] | None = None,
+) -> Delf | GlobalDescriptor:
   """Builds the module from plain values, as a config or `meta.json` has them.
 
-  See `Delf`, `ResNet` and `Vgg` (which has no layout) for what they mean.
+  See `Delf`, `ResNet` and `Vgg` (which has no layout) for what they mean. With
+  `descriptor`, what `GlobalDescriptor` pools by, it is one of these, and what
+  it has no field for counts nothing.
 
   Raises:
     InputError: if there is no such backbone, layout or stage.
@@ -76,10 +96,22 @@ def build_network(
     "axis_name": axis_name,
     "dtype": jnp.dtype(dtype),
   }
-  return Delf(
-    backbone=Vgg(**shared)
+  network = (
+    Vgg(**shared)
     if backbone == "vgg"
-    else ResNet(layout=layout, end_stride=end_stride, **shared),
+    else ResNet(layout=layout, end_stride=end_stride, **shared)
+  )
+  if descriptor is not None:
+    return GlobalDescriptor(
+      backbone=network,
+      feature_stage=feature_stage,
+      num_classes=num_classes,
+      cosine_classifier=cosine_classifier,
+      frozen_norm=frozen_norm,
+      **descriptor,
+    )
+  return Delf(
+    backbone=network,
     num_classes=num_classes,
     feature_stage=feature_stage,
     attention_hidden=attention_hidden,
@@ -116,7 +148,7 @@ def build_lift(
   )
 
 
-def rebuild(described: Mapping[str, Any]) -> Delf | Lift:
+def rebuild(described: Mapping[str, Any]) -> Network:
   """Builds the network that `architecture` described."""
   values = {key: one for key, one in described.items() if key != "kind"}
   build = build_lift if kind_of(described) == "lift" else build_network
@@ -124,11 +156,13 @@ def rebuild(described: Mapping[str, Any]) -> Delf | Lift:
 
 
 def kind_of(described: Mapping[str, Any]) -> str:
-  """Returns "delf" or "lift", of what `architecture` described."""
-  return described.get("kind", "delf")
+  """Returns "delf", "lift" or "global", of what `architecture` described."""
+  return (
+    "global" if "descriptor" in described else described.get("kind", "delf")
+  )
 
 
-def architecture(network: Delf | Lift) -> dict[str, Any]:
+def architecture(network: Network) -> dict[str, Any]:
   """Returns what `rebuild` needs to build the same network."""
   if isinstance(network, Lift):
     names = [field.name for field in dataclasses.fields(network)]
@@ -142,6 +176,16 @@ def architecture(network: Delf | Lift) -> dict[str, Any]:
   else:
     described["layout"] = backbone.layout
     described["end_stride"] = backbone.end_stride
+  if isinstance(network, GlobalDescriptor):
+    return {
+      **described,
+      "feature_stage": network.feature_stage,
+      "num_classes": network.num_classes,
+      "cosine_classifier": network.cosine_classifier,
+      "descriptor": {
+        name: getattr(network, name) for name in _DESCRIPTOR_FIELDS
+      },
+    }
   return {
     **described,
     "feature_stage": network.feature_stage,
@@ -153,7 +197,7 @@ def architecture(network: Delf | Lift) -> dict[str, Any]:
   }
 
 
-def abstract_variables(network: Delf | Lift) -> dict[str, Any]:
+def abstract_variables(network: Network) -> dict[str, Any]:
   """Returns the shapes and types of a network's variables."""
   if isinstance(network, Lift):
     return jax.eval_shape(

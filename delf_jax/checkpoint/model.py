@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils as multihost
 from orbax.checkpoint import v1 as ocp
 
 from delf_jax.checkpoint.architecture import (
+  Network,
   abstract_variables,
   architecture,
   kind_of,
@@ -33,8 +34,6 @@ from delf_jax.checkpoint.compression import compress, expand
 from delf_jax.checkpoint.shipped import NAMES, shipped
 from delf_jax.errors import InputError
 from delf_jax.features.reduction import Reduction
-from delf_jax.models.delf import Delf
-from delf_jax.models.lift import Lift
 from delf_jax.models.normalisation import Normalisation
 
 FORMAT_VERSION = 1
@@ -48,18 +47,20 @@ class Model:
   """A model that is ready to extract.
 
   Attributes:
-    network: the module; a `Delf`'s `dense` method computes features, and
-      `features.lift_features` those of a `Lift`.
+    network: the module; a `Delf`'s `dense` method computes features, the call
+      of a `GlobalDescriptor` its descriptor, and `features.lift_features` those
+      of a `Lift`.
     variables: parameters and BatchNorm statistics.
     normalisation: of pixels.
     reduction: L2 -> PCA -> L2, or None.
-    extraction: keyword arguments of `features.pyramid.make_extractor` or
-      `features.lift_features.make_extractor`.
+    extraction: keyword arguments of `features.pyramid.make_extractor`, of
+      `features.lift_features.make_extractor`, or of
+      `features.resolutions.make_describer`.
     provenance: what it was trained on and how; free-form JSON.
     fingerprint: hex digest of all the above but the provenance.
   """
 
-  network: Delf | Lift
+  network: Network
   variables: dict[str, Any]
   normalisation: Normalisation
   reduction: Reduction | None
@@ -90,7 +91,7 @@ def _fingerprint(meta: Mapping[str, Any], tree) -> str:
 def save_model(
   directory: str | os.PathLike,
   *,
-  network: Delf | Lift,
+  network: Network,
   variables: Mapping[str, Any],
   normalisation: Normalisation,
   reduction: Reduction | None,
@@ -260,7 +261,7 @@ def load_model(path: str | os.PathLike) -> Model:
 
 
 def _load_arrays(
-  path: Path, network: Delf | Lift, reduction_dim: int | None, weights: str
+  path: Path, network: Network, reduction_dim: int | None, weights: str
 ):
   """Restores the arrays and refuses those of another architecture."""
   variables = jax.eval_shape(

@@ -23,13 +23,14 @@ class Pair:
   Attributes:
     ours: collection, modules and variable, with dots between.
     theirs: the other name.
-    kernel: "torch" for a kernel stored [out, in, height, width], "tensorflow"
-      for one stored as ours, [height, width, in, out]; None for vectors.
+    kernel: "torch" for a kernel stored [out, in, height, width] ("linear" for
+      one stored [out, in]), "tensorflow" for one stored as ours, [height,
+      width, in, out]; None for vectors.
   """
 
   ours: str
   theirs: str
-  kernel: Literal["torch", "tensorflow"] | None = None
+  kernel: Literal["torch", "linear", "tensorflow"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,11 +228,21 @@ def vgg16() -> list[Pair]:
   ]
 
 
+def linear(ours: str, theirs: str) -> list[Pair]:
+  """Pairs of a fully connected layer of PyTorch, with its bias."""
+  return [
+    Pair(f"params.{ours}.kernel", f"{theirs}.weight", "linear"),
+    Pair(f"params.{ours}.bias", f"{theirs}.bias"),
+  ]
+
+
 def to_ours(pair: Pair, value: np.ndarray) -> np.ndarray:
   """Lays a foreign tensor out as ours, in float32."""
   value = np.asarray(value, np.float32)
   if pair.kernel == "torch" and value.ndim == 4:
     value = value.transpose(2, 3, 1, 0)
+  if pair.kernel == "linear":
+    value = value.T
   return np.ascontiguousarray(value)
 
 
@@ -240,6 +251,8 @@ def to_theirs(pair: Pair, value: np.ndarray) -> np.ndarray:
   value = np.asarray(value, np.float32)
   if pair.kernel == "torch":
     value = value.transpose(3, 2, 0, 1)
+  if pair.kernel == "linear":
+    value = value.T
   return np.ascontiguousarray(value)
 
 

@@ -78,6 +78,10 @@ def guess(tensors: Mapping[str, Any]) -> str:
   def has(*wanted: str) -> bool:
     return all(name in tensors for name in wanted)
 
+  if has("adpool.p"):
+    return "--from dir_pytorch"
+  if has("features.4.0.conv1.weight") or has("features.0.weight", "pool.p"):
+    return "--from siamac_pytorch"
   if has("conv1.weight", "layer1.0.conv3.weight"):
     return "--from torchvision (or timm)"
   if has("conv1.weight", "layer1.0.conv2.weight"):

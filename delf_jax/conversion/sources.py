@@ -12,6 +12,7 @@ import numpy as np
 from delf_jax.checkpoint import abstract_variables, build_network
 from delf_jax.checkpoint.arrays import named
 from delf_jax.conversion import (
+  global_sources,
   names,
   tensorflow_sources,
   torch_sources,
@@ -22,6 +23,7 @@ from delf_jax.conversion.weight_files import WeightFile
 from delf_jax.errors import InputError
 from delf_jax.features.reduction import Reduction
 from delf_jax.models.delf import Delf
+from delf_jax.models.global_descriptor import GlobalDescriptor
 
 SOURCES: Mapping[str, Callable[[WeightFile, Path, Options], Recipe]] = {
   "torchvision": torch_sources.torchvision,
@@ -31,6 +33,8 @@ SOURCES: Mapping[str, Callable[[WeightFile, Path, Options], Recipe]] = {
   "tf_delf2": tensorflow_sources.tf_delf2,
   "delf_pytorch": torch_sources.delf_pytorch,
   "vgg16": torch_sources.vgg16,
+  "siamac_pytorch": global_sources.siamac_pytorch,
+  "dir_pytorch": global_sources.dir_pytorch,
 }
 
 
@@ -48,7 +52,7 @@ class Converted:
     notes: what a user should know, a sentence each.
   """
 
-  network: Delf
+  network: Delf | GlobalDescriptor
   variables: dict[str, Any]
   normalisation: str
   reduction: Reduction | None
@@ -95,7 +99,7 @@ def convert(
 
 def _take(
   recipe: Recipe,
-  network: Delf,
+  network: Delf | GlobalDescriptor,
   source: str,
   path: str | os.PathLike,
 ) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from delf_jax.conversion.tensor_bundle import write_bundle
 from delf_jax.conversion.torch_files import write_safetensors, write_torch
 from delf_jax.errors import InputError
 from delf_jax.features.interchange import write_datum
+from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.models.resnet import ResNet
 
 TORCH_ENDINGS = (".pth", ".pt", ".safetensors")
@@ -39,6 +40,8 @@ def write(
     InputError: if the target's network would compute something else with
       these weights, or the file cannot be written.
   """
+  if isinstance(model.network, GlobalDescriptor):
+    raise InputError("a global descriptor cannot be written for others yet")
   return TARGETS[target](model, Path(path))
 
 

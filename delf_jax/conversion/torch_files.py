@@ -387,6 +387,9 @@ _ALLOWED = {
   ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
   ("torch", "Size"): tuple,
   ("torch", "device"): _device,
+  # What DIR's checkpoints keep beside the weights.
+  ("sklearn.decomposition.pca", "PCA"): safe_pickle.Attributes,
+  ("sklearn.decomposition._pca", "PCA"): safe_pickle.Attributes,
   # What the states of optimisers and schedules are made of.
   ("collections", "Counter"): safe_pickle.Dict,
   ("collections", "defaultdict"): lambda _=None, *a: safe_pickle.Dict(*a),

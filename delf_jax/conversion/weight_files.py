@@ -31,10 +31,12 @@ class WeightFile:
   Attributes:
     tensors: by name; nested dictionaries are joined by dots.
     tensorflow: what comes beside a TensorFlow checkpoint.
+    saved: all that a PyTorch file holds, the state dict and what is beside it.
   """
 
   tensors: Mapping[str, np.ndarray]
   tensorflow: TfWeights | None = None
+  saved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(path: str | os.PathLike) -> WeightFile:
@@ -51,7 +53,8 @@ def read(path: str | os.PathLike) -> WeightFile:
     raise InputError(f"{path}: no such weight file")
   if _has(path, 0, HDF5) or path.name.endswith(KERAS_ENDINGS):
     return WeightFile(read_keras(path))
-  return WeightFile(state_dict(read_torch(path)))
+  saved = read_torch(path)
+  return WeightFile(state_dict(saved), saved=saved)
 
 
 def _is_tensorflow(path: Path) -> bool:

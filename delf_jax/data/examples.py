@@ -177,9 +177,9 @@ class TrainingExamples:
       number = self._order(position, attempt)
       generator = random_generator(self._seed, _PIXELS, position, attempt)
       try:
-        example = _read(self._source, number)
+        example = read(self._source, number)
         pixels[:] = self._cut(example, len(pixels), generator)
-      except _UnreadableError as error:
+      except UnreadableError as error:
         skipped.append((error.name, error.reason))
         continue
       return Example(example.label, example.name, 1.0, tuple(skipped))
@@ -189,41 +189,17 @@ class TrainingExamples:
     )
 
   def _cut(
-    self, example: "_Encoded", side: int, generator: np.random.Generator
+    self, example: "Encoded", side: int, generator: np.random.Generator
   ) -> np.ndarray:
     """Decodes, cuts and augments: [side, side, 3] uint8."""
-    options = self._augmentation
-    corners = None
-
-    def plan(height, width):
-      nonlocal corners
-      if options.crop_area:
-        box = random_part(
-          height,
-          width,
-          generator,
-          area=options.crop_area,
-          aspect=options.crop_aspect,
-        )
-      else:
-        offsets = generator.integers(0, self._resize - self._crop + 1, size=2)
-        box = window(height, width, self._resize, self._crop, offsets)
-      if not options.homography:
-        return box, (side, side)
-      corners = displaced_corners(
-        box, height, width, generator, strength=options.homography
-      )
-      # What lies around the corners, at the resolution that the result has.
-      start, end = corners.min(0), corners.max(0)
-      zoom = side / np.array([box[2] - box[0], box[3] - box[1]])
-      size = np.maximum(np.rint((end - start) * zoom), 1).astype(int)
-      corners = (corners - start) / (end - start) * size
-      return (*start, *end), tuple(size.tolist())
-
-    pixels = _resample(example, plan)
-    if corners is not None:
-      pixels = unwarp(pixels, corners, side)
-    return options.change(pixels, generator)
+    return random_window(
+      example,
+      side,
+      generator,
+      resize=self._resize,
+      crop=self._crop,
+      augmentation=self._augmentation,
+    )
 
 
 class EvaluationExamples:
@@ -260,9 +236,9 @@ class EvaluationExamples:
       return box, (self._crop, self._crop)
 
     try:
-      example = _read(self._source, position)
-      pixels[:] = _resample(example, plan)
-    except _UnreadableError as error:
+      example = read(self._source, position)
+      pixels[:] = resample(example, plan)
+    except UnreadableError as error:
       return Example(0, error.name, 0.0, ((error.name, error.reason),))
     return Example(example.label, example.name, 1.0, ())
 
@@ -297,7 +273,7 @@ def window(
   return top, left, top + crop * zoom, left + crop * zoom
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
   """An example as the source has it."""
 
   image: bytes
@@ -305,8 +281,13 @@ class _Encoded(NamedTuple):
   name: str
 
 
-class _UnreadableError(Exception):
-  """A photograph that has to be left out."""
+class UnreadableError(Exception):
+  """A photograph that has to be left out.
+
+  Attributes:
+    name: of the photograph.
+    reason: why.
+  """
 
   def __init__(self, name: str, reason: str) -> None:
     super().__init__(name, reason)
@@ -314,23 +295,91 @@ class _UnreadableError(Exception):
     self.reason = reason
 
 
-def _read(source: Source, number: int) -> _Encoded:
+def read(source: Source, number: int) -> Encoded:
+  """Reads a photograph's file.
+
+  Raises:
+    UnreadableError: if that is impossible.
+  """
   name = f"photograph {number}"
   try:
     example = source[number]
   except (InputError, OSError, RuntimeError) as error:
     # RuntimeError is all that array_record raises for a damaged file.
-    raise _UnreadableError(name, str(error)) from error
-  return _Encoded(
+    raise UnreadableError(name, str(error)) from error
+  return Encoded(
     example["image"], int(example["label"]), str(example.get("name", name))
   )
 
 
-def _resample(example: _Encoded, plan: Plan) -> np.ndarray:
+def resample(example: Encoded, plan: Plan) -> np.ndarray:
+  """Decodes the part of a photograph that a plan chooses.
+
+  Raises:
+    UnreadableError: if it cannot be decoded.
+  """
   try:
     return resample_photograph(example.image, name=example.name, plan=plan)
   except InputError as error:
-    raise _UnreadableError(example.name, str(error)) from error
+    raise UnreadableError(example.name, str(error)) from error
+
+
+def random_window(
+  example: Encoded,
+  side: int,
+  generator: np.random.Generator,
+  *,
+  resize: int,
+  crop: int,
+  augmentation: Augmentation,
+) -> np.ndarray:
+  """Decodes a photograph, cuts a window out of it and changes that.
+
+  Args:
+    example: the photograph.
+    side: of the result.
+    generator: of chance.
+    resize: side to which the largest central square is resized.
+    crop: side of the random window in it, which is resized to `side`.
+    augmentation: what else happens.
+
+  Returns:
+    [side, side, 3] uint8.
+
+  Raises:
+    UnreadableError: if it cannot be decoded.
+  """
+  corners = None
+
+  def plan(height, width):
+    nonlocal corners
+    if augmentation.crop_area:
+      box = random_part(
+        height,
+        width,
+        generator,
+        area=augmentation.crop_area,
+        aspect=augmentation.crop_aspect,
+      )
+    else:
+      offsets = generator.integers(0, resize - crop + 1, size=2)
+      box = window(height, width, resize, crop, offsets)
+    if not augmentation.homography:
+      return box, (side, side)
+    corners = displaced_corners(
+      box, height, width, generator, strength=augmentation.homography
+    )
+    # What lies around the corners, at the resolution that the result has.
+    start, end = corners.min(0), corners.max(0)
+    zoom = side / np.array([box[2] - box[0], box[3] - box[1]])
+    size = np.maximum(np.rint((end - start) * zoom), 1).astype(int)
+    corners = (corners - start) / (end - start) * size
+    return (*start, *end), tuple(size.tolist())
+
+  pixels = resample(example, plan)
+  if corners is not None:
+    pixels = unwarp(pixels, corners, side)
+  return augmentation.change(pixels, generator)
 
 
 def random_generator(*key: int) -> np.random.Generator:

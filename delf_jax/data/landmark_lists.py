@@ -425,11 +425,12 @@ def read_retrieval_sfm(
   Layout and formats as in the authors' code (github.com/filipradenovic/
   cnnimageretrieval-pytorch and cnnimageretrieval): retrieval-SfM-120k.pkl is a
   dict of "train" and "val", each with "cids" (names of photographs) and
-  "cluster" (the 3-D model that each belongs to) and pairs that are not used
-  here; photograph ...uvwxyz lies, without extension, at ims/yz/wx/uv/...uvwxyz:
-  its last three pairs of characters, backwards. A class is a cluster. Training
-  and validation clusters are disjoint, so the published validation photographs
-  are not trained on, and classification is validated on a hold-out.
+  "cluster" (the 3-D model that each belongs to) and pairs, which
+  `matching_pairs.read_pairs` reads; photograph ...uvwxyz lies, without
+  extension, at ims/yz/wx/uv/...uvwxyz: its last three pairs of characters,
+  backwards. A class is a cluster. Training and validation clusters are
+  disjoint, so the published validation photographs are not trained on, and
+  classification is validated on a hold-out.
 
   Of the 30k set no pickle is published. If there is no retrieval-SfM-30k.pkl
   of that form, its photographs are those of the 120k set that

@@ -19,6 +19,7 @@ from delf_jax.data.examples import (
   TrainingExamples,
 )
 from delf_jax.data.pair_sources import PairSource
+from delf_jax.data.photograph_tuples import Tuples, collate_tuples
 from delf_jax.data.views import Views
 from delf_jax.data.workers import Workers
 from delf_jax.errors import InputError
@@ -248,6 +249,63 @@ def pair_batches(
     threads=threads,
     collate=view_pairs.collate,
   )
+
+
+def tuple_batches(
+  tuples: Tuples,
+  *,
+  batch_size: int,
+  start: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  workers: int = 0,
+  threads: int = 2,
+) -> "Batches":
+  """Iterates once over a list of tuples of photographs.
+
+  The same holds of them as of `training_batches`, but that a photograph that
+  cannot be read leaves a gap.
+
+  Args:
+    tuples: the photographs, as many as fill whole batches. With `workers` they
+      are pickled.
+    batch_size: in tuples, of all processes together.
+    start: batches of the list that are left out.
+    process_index: of this process, which gets the rows of its share.
+    process_count: how many processes share a batch.
+    workers: processes that decode, beside this one; 0 decodes in this one.
+    threads: that decode, in this process or in each worker.
+
+  Returns:
+    an iterator of {"pixels": [b, r, side, side, 3] uint8, "names": list of b
+    str} and of what `collate_tuples` adds, with b = batch_size / process_count.
+
+  Raises:
+    InputError: if an option is unfit.
+  """
+  if batch_size < 1 or batch_size % process_count or len(tuples) % batch_size:
+    raise InputError(
+      f"a batch of {batch_size} does not divide {len(tuples)} tuples among "
+      f"{process_count} processes; change the batch size"
+    )
+  _check_order(0, start, workers, threads)
+  return _batches(
+    functools.partial(_itself, tuples),
+    first=start,
+    last=len(tuples) // batch_size,
+    batch_size=batch_size,
+    row_size=int(np.prod(tuples.shape(0))),
+    process_index=process_index,
+    process_count=process_count,
+    workers=workers,
+    threads=threads,
+    collate=collate_tuples,
+  )
+
+
+def _itself(tuples: Tuples) -> Tuples:
+  """Makes of tuples what fills rows: themselves. Workers unpickle it."""
+  return tuples
 
 
 def _labels(rows: Sequence[examples.Example]) -> dict[str, np.ndarray]:

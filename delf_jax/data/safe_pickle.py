@@ -69,6 +69,17 @@ class Dict(dict):
     pass
 
 
+class Attributes:
+  """Stands for an object of a class, as a dict of its attributes."""
+
+  __slots__ = ("state",)
+
+  def __setstate__(self, state: Any) -> None:
+    if not isinstance(state, dict) or hasattr(self, "state"):
+      raise ValueError("an object whose attributes make no sense")
+    self.state = state
+
+
 def unpickle(
   stream: io.BytesIO,
   *,
@@ -133,6 +144,10 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
     result = type(value)(_plain(v, done) for v in value)
   elif isinstance(value, _Array):
     result = value.read(done)
+  elif isinstance(value, Attributes):
+    result = _plain(value.state, done)
+  elif value is Attributes:
+    raise NotPlainError("a class")
   elif hasattr(type(value), "plain"):
     result = value.plain()
   else:
@@ -296,6 +311,8 @@ class _Unpickler(pickle.Unpickler):
     found = self._allowed.get((module, name), _ALLOWED.get((module, name)))
     if found is None:
       raise NotPlainError(shown[:100])
+    if found is Attributes:  # a type, as the step that makes objects wants it
+      return found
     return _Function(found, shown, self._charge) if callable(found) else found
 
   def persistent_load(self, reference: Any) -> Any:

@@ -55,6 +55,7 @@ class FileSource:
 
   Attributes:
     labels: [n] int32.
+    names: [n] paths relative to the folder.
   """
 
   def __init__(
@@ -68,16 +69,16 @@ class FileSource:
       labels: [n] int32.
     """
     self._root = root
-    self._paths = PackedStrings(paths)
+    self.names = PackedStrings(paths)
     self.labels = np.asarray(labels, np.int32)
-    if len(self._paths) != len(self.labels):
-      raise ValueError(f"{len(self._paths)} paths, {len(self.labels)} labels")
+    if len(self.names) != len(self.labels):
+      raise ValueError(f"{len(self.names)} paths, {len(self.labels)} labels")
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    name = self._paths[i]
+    name = self.names[i]
     try:
       with open(os.path.join(self._root, name), "rb") as file:
         image = file.read()

@@ -22,7 +22,7 @@ from delf_jax.features.pyramid import (
   SCALES,
   Resize,
   level_size,
-  resize_image,
+  resize_level,
 )
 from delf_jax.features.reduction import Reduction, reduce
 from delf_jax.models.lift import PATCH
@@ -177,7 +177,7 @@ def make_extractor(
     tallest, widest = (max(shape[i] for shape in shapes) for i in range(2))
     levels, scores, masks = [], [], []
     for k, shape in enumerate(shapes):
-      level = resize_image(image[..., None], size, sizes[k], shape, resize)
+      level = resize_level(image[..., None], size, sizes[k], shape, resize)
       level = level[..., 0]
       room = ((0, tallest - shape[0]), (0, widest - shape[1]))
       levels.append(jnp.pad(level, room))

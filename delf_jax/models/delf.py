@@ -206,9 +206,14 @@ class Delf(nn.Module):
 
 
 def folded(
-  model: Delf, variables: dict[str, Any]
-) -> tuple[Delf, dict[str, Any]]:
-  """Returns the same network, faster at extraction: BatchNorm folded away."""
+  model: nn.Module, variables: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+  """Returns the same network, faster at extraction: BatchNorm folded away.
+
+  Args:
+    model: with a `backbone`.
+    variables: of it.
+  """
   if not isinstance(model.backbone, ResNet):
     return model, variables
   backbone = resnet.fold_batch_norm(

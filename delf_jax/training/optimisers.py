@@ -18,6 +18,7 @@ def make_schedule(
   warmup: int = 0,
   decay: str = "cosine",
   halve_every: int = 0,
+  factor: float = 0.5,
 ) -> optax.Schedule:
   """Builds the learning rate as a function of the step.
 
@@ -28,6 +29,7 @@ def make_schedule(
     decay: "cosine" or "linear" to zero at `steps`, "halving" every
       `halve_every` steps, or "constant".
     halve_every: steps, for "halving".
+    factor: what is left each time, where that is not half.
 
   Raises:
     InputError: if `decay` is unknown or the numbers do not fit.
@@ -47,7 +49,7 @@ def make_schedule(
     "cosine": lambda: optax.cosine_decay_schedule(learning_rate, rest),
     "linear": lambda: optax.linear_schedule(learning_rate, 0.0, rest),
     "halving": lambda: optax.exponential_decay(
-      learning_rate, halve_every, 0.5, staircase=True
+      learning_rate, halve_every, factor, staircase=True
     ),
     "constant": lambda: optax.constant_schedule(learning_rate),
   }

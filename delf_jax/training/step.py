@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import optax
 
 from delf_jax.models.delf import Delf
+from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.models.normalisation import Normalisation
-from delf_jax.training import correspondence, losses
+from delf_jax.training import correspondence, losses, ranking
 
 # The parameters that a stage learns; the others are frozen, bit by bit.
 STAGES: Mapping[str, tuple[str, ...]] = {
   "correspondence": ("backbone", "autoencoder"),
+  "ranking": ("backbone", "power", "regional", "whitening"),
   "descriptors": ("backbone", "descriptor_classifier"),
   "attention": ("attention", "attention_classifier", "autoencoder"),
   "joint": (
@@ -128,7 +130,8 @@ def make_train_step(
     objective: what the step differentiates, if it is not the stage's own; the
       options of that, such as `loss`, are then unused.
     loss: keyword arguments of `losses.classification`, or in the
-      correspondence stage of `correspondence.contrast`.
+      correspondence stage of `correspondence.contrast`, in the ranking stage of
+      `ranking.make_objective`.
     mixup: alpha of `losses.mix`; 0 mixes nothing.
     accumulate: parts that a batch is split into, one after the other, to save
       memory; the step is that of the whole batch, but for BatchNorm, whose
@@ -140,7 +143,8 @@ def make_train_step(
 
   Returns:
     step(state, {"pixels": [b, h, w, 3] uint8, "labels": [b]}), in the
-    correspondence stage a batch of `correspondence.make_objective`, -> state,
+    correspondence stage a batch of `correspondence.make_objective` and in the
+    ranking stage one of `ranking.make_objective`, -> state,
     means over the batch: "loss", "accuracy", "gradient_norm", and in a stage of
     several losses each by its name.
   """
@@ -159,6 +163,10 @@ def make_train_step(
       loss=loss,
       reconstruction_weight=reconstruction_weight,
       axis_name=axis_name,
+    )
+  elif stage == "ranking":
+    objective = ranking.make_objective(
+      network, normalise=normalise, loss=loss, axis_name=axis_name
     )
   else:
     objective = _classification(
@@ -237,7 +245,7 @@ def make_train_step(
 
 
 def _classification(
-  network: Delf,
+  network: Delf | GlobalDescriptor,
   *,
   stage: str,
   normalise: Normalisation,
@@ -291,7 +299,7 @@ def _classification(
 
 
 def make_evaluation_step(
-  network: Delf,
+  network: Delf | GlobalDescriptor,
   *,
   stage: str,
   normalise: Normalisation,
@@ -300,8 +308,8 @@ def make_evaluation_step(
 ) -> Callable[[Mapping[str, Any], Batch], dict[str, jax.Array]]:
   """Builds the pure step that validates a stage's last head.
 
-  The correspondence stage has one of its own, in its module, and so has an
-  attention that `neighbours` teach.
+  The correspondence and the ranking stage have their own, in their modules, and
+  so has an attention that `neighbours` teach.
 
   Returns:
     step(variables, {"pixels", "labels", "weights" [b]}) -> sums over the batch:
