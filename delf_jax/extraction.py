@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from delf_jax import checkpoint, match_score, progress
+from delf_jax import checkpoint, match_score, progress, selected_extraction
 from delf_jax.data import folder
 from delf_jax.data.cropping import crop
 from delf_jax.data.photographs import (
@@ -99,10 +99,12 @@ def open_extractor(
   """Opens what `--features` names.
 
   Args:
-    features: "rootsift", "sift", or a checkpoint that `delf_jax.train` wrote.
+    features: "rootsift", "sift", or a checkpoint that `delf_jax.train` or
+      `delf_jax.train_selection` wrote.
     max_side: photographs are reduced to this longest side first.
     options: override what the checkpoint recommends (keyword arguments of
-      `pyramid.make_extractor`); of handcrafted features, only `max_features`.
+      `pyramid.make_extractor`); of handcrafted features, only `max_features`,
+      and of selected ones `score` too.
 
   Raises:
     InputError: if there is no such thing or an option does not apply.
@@ -127,6 +129,8 @@ def open_extractor(
       source=features,
       max_side=max_side,
     )
+  if checkpoint.find_selector(features) is not None:
+    return _selecting_extractor(features, max_side=max_side, **options)
   model = checkpoint.load_model(features)
   extraction = {**model.extraction, **options}
   settings = {
@@ -141,6 +145,50 @@ def open_extractor(
     source=str(Path(features).absolute()),
     max_side=max_side,
   )
+
+
+def _selecting_extractor(
+  source: str, *, max_side: int, **options: Any
+) -> Extractor:
+  """Opens what `delf_jax.train_selection` wrote; see `open_extractor`.
+
+  The kind of feature stays what it is, and so its calibration.
+  """
+  model = checkpoint.load_selector(source)
+  unknown = sorted(options.keys() - {"max_features", "score"})
+  if unknown:
+    raise InputError(
+      f"{', '.join(unknown)}: not an option of selected "
+      f"{model.features['kind']} features"
+    )
+  detected = model.features["max_features"]
+  chosen = {**model.extraction, **options}
+  if chosen["max_features"] > detected:
+    raise InputError(
+      f"max_features {chosen['max_features']}: {source} selects from "
+      f"{detected} features a photograph; ask for fewer"
+    )
+  base = reopen({**model.features, "max_side": max_side})
+  return Extractor(
+    extract=selected_extraction.selecting(base.extract, model, **chosen),
+    settings={
+      **base.settings,
+      "fingerprint": model.fingerprint,
+      "detected": detected,
+      **chosen,
+    },
+    source=os.path.abspath(source),
+    max_side=max_side,
+  )
+
+
+def kind_of(features: str) -> str:
+  """Returns the kind that the settings of `open_extractor` will name."""
+  if features in HANDCRAFTED:
+    return features
+  if checkpoint.find_selector(features) is not None:
+    return checkpoint.load_selector(features).features["kind"]
+  return "delf"
 
 
 def reopen(
@@ -193,8 +241,8 @@ def calibration_of(
     InputError: if the checkpoint's own cannot be read.
   """
   kind = settings.get("kind", "")
-  if kind not in HANDCRAFTED:
-    source = Path(features or settings.get("features") or "")
+  source = Path(features or settings.get("features") or "")
+  if str(source) not in HANDCRAFTED:
     for directory in (source, source / "model"):
       if source.name and (directory / CALIBRATION).is_file():
         return match_score.read_calibration(directory / CALIBRATION)

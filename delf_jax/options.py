@@ -213,11 +213,8 @@ def search_options(values: flags.FlagValues) -> dict[str, Any]:
   if values.calibration is not None:
     found["calibration"] = match_score.read_calibration(values.calibration)
   elif "features" in values and values.features:
-    kind = (
-      values.features if values.features in extraction.HANDCRAFTED else "delf"
-    )
     found["calibration"] = extraction.calibration_of(
-      {"kind": kind}, values.features
+      {"kind": extraction.kind_of(values.features)}, values.features
     )
   return found
 

@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 PROGRAMS = [
   "delf_jax.train",
+  "delf_jax.train_selection",
   "delf_jax.extract",
   "delf_jax.build_index",
   "delf_jax.query",
@@ -73,7 +74,12 @@ OWNERS = {
     "delf_jax.html_report",
     "delf_jax.precision_plots",
   ],
-  "ml_collections": ["configs", "delf_jax.evaluate", "delf_jax.train"],
+  "ml_collections": [
+    "configs",
+    "delf_jax.evaluate",
+    "delf_jax.train",
+    "delf_jax.train_selection",
+  ],
   "numba": [
     "delf_jax.index.compiled",
     "delf_jax.index.graph*",

@@ -17,15 +17,25 @@ from delf_jax.checkpoint.model import (
   save_model,
 )
 from delf_jax.checkpoint.run import RunCheckpoints
+from delf_jax.checkpoint.selector import (
+  SelectorModel,
+  find_selector,
+  load_selector,
+  save_selector,
+)
 
 __all__ = [
   "MODEL",
   "Model",
   "RunCheckpoints",
+  "SelectorModel",
   "abstract_variables",
   "build_network",
   "check_same_architecture",
   "find_model",
+  "find_selector",
   "load_model",
+  "load_selector",
   "save_model",
+  "save_selector",
 ]

@@ -19,9 +19,11 @@ from delf_jax.checkpoint.arrays import named
 
 def main(path: str) -> None:
   """Prints the description of the checkpoint at `path`."""
-  where = checkpoint.find_model(path)
-  model = checkpoint.load_model(where)
-  for line in describe(model):
+  if checkpoint.find_selector(path) is not None:
+    lines = describe_selector(checkpoint.load_selector(path))
+  else:
+    lines = describe(checkpoint.load_model(checkpoint.find_model(path)))
+  for line in lines:
     print(line)
 
 
@@ -49,6 +51,21 @@ def describe(model: checkpoint.Model) -> Iterable[str]:
       else network.descriptor_channels,
     }
   )
+  yield "extraction"
+  yield from _table(model.extraction)
+  yield "provenance"
+  yield from _table(_flat(model.provenance))
+  yield from _table({"fingerprint": model.fingerprint})
+  yield "layers"
+  yield from _layers(model.variables)
+
+
+def describe_selector(model: checkpoint.SelectorModel) -> Iterable[str]:
+  """Yields the lines that describe a learned selection."""
+  yield "selects from"
+  yield from _table(model.features)
+  yield "sees a descriptor and"
+  yield f"  {', '.join(model.geometry) or 'nothing else'}"
   yield "extraction"
   yield from _table(model.extraction)
   yield "provenance"

@@ -190,6 +190,11 @@ def load_model(path: str | os.PathLike) -> Model:
       f"{path}: written by a newer delf_jax (format {version}, this one "
       f"reads {FORMAT_VERSION}); update delf_jax"
     )
+  if "format" in meta:
+    raise InputError(
+      f"{path}: a {meta['format']}, which holds no network; only --features "
+      f"takes it"
+    )
   try:
     network = build_network(**meta["architecture"])
     normalisation = Normalisation(
