@@ -33,6 +33,7 @@ from delf_jax import checkpoint, program
 from delf_jax.conversion import downloads, published, sources, targets
 from delf_jax.conversion.recipe import Options
 from delf_jax.errors import InputError
+from delf_jax.models.delf import Delf
 from delf_jax.models.normalisation import NORMALISATIONS
 from delf_jax.models.resnet import ResNet
 
@@ -70,6 +71,11 @@ def main() -> None:
     if values.checkpoint is None:
       raise InputError("--to needs --checkpoint, what is to be written")
     model = checkpoint.load_model(values.checkpoint)
+    if not isinstance(model.network, Delf):
+      raise InputError(
+        f"--checkpoint: {values.checkpoint!r} is a checkpoint of "
+        f"{type(model.network).__name__}, which no other format has"
+      )
     notes = targets.write(values.to, model, values.output)
     print(f"{values.output}: {values.to} of {values.checkpoint}")
   else:

@@ -30,8 +30,8 @@ def main() -> int:
   settings = dict(extractor.settings)
   if settings.pop("kind") != "delf":
     raise InputError(
-      f"--features: {extractor.source!r} has no network to export; give what "
-      f"delf_jax.train wrote"
+      f"--features: {extractor.source!r} has no network that can be exported; "
+      f"give what delf_jax.train wrote"
     )
   del settings["fingerprint"]
   code, weights, meta = stablehlo.lower(

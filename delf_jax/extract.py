@@ -3,10 +3,12 @@
   python -m delf_jax.extract --photos DIR --features RUN --output STORE
   python -m delf_jax.extract --photos DIR --features rootsift --output STORE
 
-RUN is what delf_jax.train wrote; sift and rootsift need no training. The
-folder is searched recursively. A photograph that cannot be used is reported
-and skipped; --strict makes that an error in the end. The same command
-continues a run that was stopped, and adds photographs that are new.
+RUN is what delf_jax.train wrote. These need no training: sift, rootsift, surf,
+surf_upright (photographs that stand upright), congas (a re-creation, reduced to
+40 dimensions) and congas_raw (its 200). The folder is searched recursively. A
+photograph that cannot be used is reported and skipped; --strict makes that an
+error in the end. The same command continues a run that was stopped, and adds
+photographs that are new.
 
 Then: python -m delf_jax.build_index --store STORE --output INDEX
 """

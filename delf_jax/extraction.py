@@ -1,12 +1,13 @@
 """Photographs -> features on disk, by whichever kind of feature is asked for.
 
-The one place that knows what `--features` may name: a checkpoint, "rootsift"
-or "sift".
+The one place that knows what `--features` may name: a checkpoint or one of
+`HANDCRAFTED`.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from delf_jax import checkpoint, match_score, progress, selected_extraction
+from delf_jax import (
+  checkpoint,
+  lift_extraction,
+  match_score,
+  progress,
+  selected_extraction,
+)
 from delf_jax.data import folder
 from delf_jax.data.cropping import crop
 from delf_jax.data.photographs import (
@@ -25,6 +32,7 @@ from delf_jax.data.photographs import (
 )
 from delf_jax.errors import InputError
 from delf_jax.features import (
+  detectors,
   handcrafted,
   local_features,
   pyramid,
@@ -35,8 +43,9 @@ from delf_jax.features.local_features import LocalFeatures
 from delf_jax.items import Box, Item
 from delf_jax.models import resnet
 from delf_jax.models.delf import folded
+from delf_jax.models.lift import Lift
 
-HANDCRAFTED = ("rootsift", "sift")
+HANDCRAFTED = (*handcrafted.KINDS, *detectors.KINDS)
 MAX_SIDE = 1024
 MIN_SIDE = 16
 # What a checkpoint's directory may hold: the calibration of its own matches.
@@ -99,12 +108,13 @@ def open_extractor(
   """Opens what `--features` names.
 
   Args:
-    features: "rootsift", "sift", or a checkpoint that `delf_jax.train` or
-      `delf_jax.train_selection` wrote.
+    features: one of `HANDCRAFTED`, or a checkpoint that `delf_jax.train`,
+      `delf_jax.train_patches` or `delf_jax.train_selection` wrote.
     max_side: photographs are reduced to this longest side first.
     options: override what the checkpoint recommends (keyword arguments of
-      `pyramid.make_extractor`); of handcrafted features, only `max_features`,
-      and of selected ones `score` too.
+      `pyramid.make_extractor`, or of LIFT's `lift_features.make_extractor`); of
+      handcrafted features, only `max_features`, and of selected ones `score`
+      too.
 
   Raises:
     InputError: if there is no such thing or an option does not apply.
@@ -118,8 +128,13 @@ def open_extractor(
       )
     count = options.get("max_features", 1000)
     settings = {"kind": features, "max_features": count, "max_side": max_side}
+    extract = handcrafted.extract
+    if features in detectors.KINDS:
+      learned = detectors.fingerprint_of(features)
+      settings |= {"fingerprint": learned} if learned else {}
+      extract = functools.partial(detectors.extract, max_side=max_side)
     return Extractor(
-      extract=lambda photograph: handcrafted.extract(
+      extract=lambda photograph: extract(
         photograph.pixels,
         kind=features,
         max_features=count,
@@ -129,18 +144,25 @@ def open_extractor(
       source=features,
       max_side=max_side,
     )
+  if not os.path.exists(features):
+    raise InputError(
+      f"{features}: no such checkpoint; expected a directory that "
+      f"delf_jax.train wrote, or one of {', '.join(HANDCRAFTED)}"
+    )
   if checkpoint.find_selector(features) is not None:
     return _selecting_extractor(features, max_side=max_side, **options)
   model = checkpoint.load_model(features)
   extraction = {**model.extraction, **options}
+  is_lift = isinstance(model.network, Lift)
   settings = {
-    "kind": "delf",
+    "kind": "lift" if is_lift else "delf",
     "fingerprint": model.fingerprint,
     "max_side": max_side,
     **extraction,
   }
+  make = lift_extraction.lift_extractor if is_lift else delf_extractor
   return Extractor(
-    extract=delf_extractor(model, max_side=max_side, **options),
+    extract=make(model, max_side=max_side, **options),
     settings=settings,
     source=str(Path(features).absolute()),
     max_side=max_side,

@@ -33,7 +33,12 @@ VERSION = 2
 SHIPPED = {
   "rootsift": "handcrafted",
   "sift": "handcrafted",
+  "surf": "handcrafted",
+  "surf_upright": "handcrafted",
+  "congas": "handcrafted",
+  "congas_raw": "handcrafted",
   "delf": "learned",
+  "lift": "learned",
 }
 OTHERWISE = "any"
 

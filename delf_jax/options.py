@@ -28,7 +28,10 @@ def define_features(*, required: bool = True) -> None:
     required: whether the program cannot do without --features.
   """
   flags.DEFINE_string(
-    "features", None, "a training run, rootsift or sift.", required=required
+    "features",
+    None,
+    f"a training run, or one of {', '.join(extraction.HANDCRAFTED)}.",
+    required=required,
   )
   flags.DEFINE_integer(
     "max_side",

@@ -106,7 +106,10 @@ def main() -> int:
       values, _OF_AN_INDEX, "is an option of a search; --against has no index"
     )
     if not values.features:
-      raise InputError("--against needs --features: a training run or rootsift")
+      raise InputError(
+        f"--against needs --features: a training run, or one of "
+        f"{', '.join(extraction.HANDCRAFTED)}"
+      )
     for name in ("candidates", "votes"):
       del search[name]
     photograph, match = compare_photographs(

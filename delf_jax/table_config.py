@@ -21,7 +21,8 @@ DEFAULTS: Mapping[str, Any] = {
   "dataset.distractors": -1,
   "dataset.seed": 0,
   "dataset.options": (),
-  # "delf", "rootsift", "sift", or a system that the paper compares with.
+  # "delf", one of `extraction.HANDCRAFTED`, or a system that the paper compares
+  # with.
   "features.kind": "delf",
   # A training run, or the name of one of config.checkpoints after an "@".
   "features.checkpoint": "",

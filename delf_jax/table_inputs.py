@@ -25,9 +25,12 @@ from delf_jax.errors import InputError
 from delf_jax.feature_cache import Selection
 from delf_jax.features import pyramid
 from delf_jax.features.reduction import Reduction
+from delf_jax.models.lift import Lift
 from delf_jax.options import parse_options
 
-NOT_BUILT = ("dir", "dir_qe", "siamac", "siamac_qe", "congas", "lift")
+NOT_BUILT = ("dir", "dir_qe", "siamac", "siamac_qe")
+# Kinds of features that need a checkpoint.
+_LEARNED = ("delf", "lift")
 
 # So many are extracted where fewer are asked for: rows that differ in their
 # number share them.
@@ -86,7 +89,7 @@ def check(settings: Mapping[str, Any]) -> None:
   kind = settings["features.kind"]
   if kind in NOT_BUILT:
     raise NotBuiltError(f"{kind}: not built yet")
-  _check_choice(settings, "features.kind", ("delf", *extraction.HANDCRAFTED))
+  _check_choice(settings, "features.kind", (*_LEARNED, *extraction.HANDCRAFTED))
   _check_choice(settings, "features.score", get_args(pyramid.Score))
   _check_choice(settings, "index.kind", index.KINDS)
   signature = inspect.signature(retrieval.search).parameters
@@ -95,7 +98,7 @@ def check(settings: Mapping[str, Any]) -> None:
       annotation = signature[path.rpartition(".")[2]].annotation
       if get_origin(annotation) is Literal:
         _check_choice(settings, path, get_args(annotation))
-  if kind == "delf":
+  if kind in _LEARNED:
     source = _checkpoint(settings)
     if not os.path.isdir(source):
       raise InputError(
@@ -223,6 +226,16 @@ def open_features(
     )
   source = _checkpoint(settings)
   model = _load(source)
+  if isinstance(model.network, Lift) != (kind == "lift"):
+    raise InputError(
+      f"config.features.kind {kind!r}: {source!r} is a checkpoint of "
+      f"{type(model.network).__name__}"
+    )
+  if kind == "lift":
+    return (
+      extraction.open_extractor(source, max_side=max_side, max_features=most),
+      selection,
+    )
   options = {
     **model.extraction,
     "scales": tuple(map(float, settings["features.scales"])),

@@ -47,6 +47,7 @@ from delf_jax import (
   journal,
   program,
   progress,
+  run_config,
   stages,
   training_report,
   validation,
@@ -104,7 +105,7 @@ def train(config: ConfigDict, workdir: str) -> Path:
   workdir = Path(workdir)
   settings = json.loads(config.to_json_best_effort())
   with hosts.StopSignals() as signals:
-    _keep_config(settings, workdir)
+    run_config.keep(settings, workdir)
     with hosts.primary_first("the data are prepared"):
       options = dict(settings["dataset"])
       options |= parse_options(options.pop("options", ()))
@@ -330,26 +331,6 @@ def _check_finite(
     f"a smaller --config.{stage}.schedule.learning_rate, a longer warmup or "
     f"--config.{stage}.optimiser.clip=1, with a new --workdir"
   )
-
-
-def _keep_config(settings: Mapping[str, Any], workdir: Path) -> None:
-  """Writes the config beside the run; refuses to continue another one."""
-  path = workdir / "config.json"
-  if path.exists():
-    earlier = json.loads(path.read_text())
-    if earlier != settings:
-      keys = sorted(
-        key
-        for key in earlier.keys() | settings.keys()
-        if earlier.get(key) != settings.get(key)
-      )
-      raise InputError(
-        f"{workdir}: holds a run with another config (different: "
-        f"{', '.join(keys)}); use another --workdir"
-      )
-  elif hosts.is_primary():
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _write_model(

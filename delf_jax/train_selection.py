@@ -44,6 +44,7 @@ from delf_jax import (
   labelled_features,
   program,
   progress,
+  run_config,
 )
 from delf_jax.errors import InputError
 from delf_jax.features import selection
@@ -70,7 +71,7 @@ def train(config: ConfigDict, workdir: str) -> Path:
   workdir = Path(workdir)
   _check(settings)
   with hosts.StopSignals() as signals:
-    _keep_config(settings, workdir)
+    run_config.keep(settings, workdir)
     data = labelled_features.open_labelled(**settings["data"])
     kind = data.settings["kind"]
     if kind not in extraction.HANDCRAFTED:
@@ -259,19 +260,6 @@ def _check(settings: Mapping[str, Any]) -> None:
         f"unknown config.{stage}.sampling {sampling!r}; expected "
         f"{' or '.join(labelled_features.SAMPLINGS)}"
       )
-
-
-def _keep_config(settings: Mapping[str, Any], workdir: Path) -> None:
-  """Writes the config beside the run; refuses to continue another one."""
-  path = workdir / "config.json"
-  if not path.exists():
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
-  elif json.loads(path.read_text()) != settings:
-    raise InputError(
-      f"{workdir}: holds a run with another config ({path}); use another "
-      f"--workdir"
-    )
 
 
 def main() -> int:

@@ -79,7 +79,7 @@ GOOD = {"one.png", 'deep/two "quoted"\nlines é.png', "deep/three.png"}
 BAD = {"dot.png", "cut.png", "empty.jpg", "text.jpg", "gone.jpg"}
 
 
-@pytest.mark.parametrize("kind", ["rootsift", "sift", "delf"])
+@pytest.mark.parametrize("kind", ["rootsift", "sift", "surf", "congas", "delf"])
 def test_the_good_are_extracted_and_the_bad_reported(
   photos, tmp_path, tiny_checkpoint, kind
 ):

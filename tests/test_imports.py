@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 PROGRAMS = [
   "delf_jax.train",
+  "delf_jax.train_patches",
   "delf_jax.train_selection",
   "delf_jax.extract",
   "delf_jax.build_index",
@@ -78,6 +79,7 @@ OWNERS = {
     "configs",
     "delf_jax.evaluate",
     "delf_jax.train",
+    "delf_jax.train_patches",
     "delf_jax.train_selection",
   ],
   "numba": [
@@ -166,6 +168,10 @@ ROOMS = {
   "delf_jax.exported": (["jax", "numpy"], []),
   "delf_jax.features": (None, ["delf_jax.features", "delf_jax.errors"]),
   "delf_jax.features.keypoints": (COMMON, PURE),
+  "delf_jax.features.lift_features": (
+    COMMON,
+    ["delf_jax.features", "delf_jax.models"],
+  ),
   "delf_jax.features.local_features": (COMMON, PURE),
   "delf_jax.geometry": (COMMON, PURE),
   "delf_jax.index": (None, ["delf_jax.index", "delf_jax.errors"]),

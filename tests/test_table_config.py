@@ -32,7 +32,7 @@ NUMBERS = {
   "table7": ("att_beta001", "TP@85%", 108.5),
   "figure4": ("congas", "TP@90%", 28.44),
 }
-BUILT = {"dir", "dir_qe", "siamac", "siamac_qe", "congas", "lift"}
+BUILT = {"dir", "dir_qe", "siamac", "siamac_qe", "congas"}
 
 
 def config_of(name, variant="all"):

@@ -172,7 +172,7 @@ def test_ones_own_photographs(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"features.kind": "hog"}, r"'hog': expected one of delf, rootsift, sift"),
+    ({"features.kind": "hog"}, r"'hog': expected one of delf, lift, rootsift"),
     ({"features.score": "norm"}, "expected one of l2_norm, attention, product"),
     ({"features.checkpoint": "@lc"}, r"--config\.checkpoints\.lc=RUN"),
     ({}, r"--config\.features\.checkpoint=RUN"),
@@ -201,6 +201,14 @@ def test_competitors_are_not_built_yet(kind):
     table_inputs.NotBuiltError, match=f"{kind}: not built yet"
   ):
     table_inputs.check(settings_of(**{"features.kind": kind}))
+
+
+def test_a_checkpoint_of_another_kind_is_refused(run, tmp_path):
+  with pytest.raises(InputError, match="'lift': .* is a checkpoint of Delf"):
+    table_inputs.open_features(
+      settings_of(**{"features.kind": "lift", "features.checkpoint": str(run)}),
+      tmp_path,
+    )
 
 
 def test_a_dataset_needs_a_place(tmp_path):

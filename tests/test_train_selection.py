@@ -294,7 +294,7 @@ def test_photographs_in_no_folder_are_refused(tmp_path):
 def test_another_config_does_not_continue_a_run(short_run, planted_store):
   config = small_config(planted_store)
   config.seed = 5
-  with pytest.raises(InputError, match=r"another config.*--workdir"):
+  with pytest.raises(InputError, match=r"different: seed.*--workdir"):
     train_selection.train(config, str(short_run))
 
 

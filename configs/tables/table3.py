@@ -8,6 +8,7 @@ the databases of the larger versions. CHECKPOINTS:
   lc      fine-tuned on clean landmarks, with a PCA of 40 dimensions
   att_lf  attention on these descriptors, learned on all landmarks with random
           scales
+  lift    what delf_jax.train_patches made
 Columns without a star have no distractor queries (mAP), those with one have 800
 (R@90%). The variant `small` runs the same rows on synthetic landmarks,
 `small,ROW` one of them: minutes, and no --data.
@@ -90,13 +91,13 @@ ROWS = (
   (
     "congas",
     "CONGAS",
-    _missing("congas"),
+    {"features.kind": "congas"},
     (70.80, 42.39, 61.10, 12.47, 67.12, 35.29, 56.80, 25.13),
   ),
   (
     "lift",
     "LIFT",
-    _missing("lift"),
+    {"features.kind": "lift", "features.checkpoint": "@lift"},
     (53.96, 21.98, None, None, 53.62, 16.64, None, None),
   ),
   (
@@ -133,6 +134,7 @@ def get_config(variant: str = "all") -> ConfigDict:
       "checkpoints": {
         "lc": "",
         "att_lf": "",
+        "lift": "",
       },
       "dataset": {},
       "features": {"pca": 40},

@@ -6,6 +6,7 @@ what a checkpoint says of itself.
 
 from delf_jax.checkpoint.architecture import (
   abstract_variables,
+  build_lift,
   build_network,
   check_same_architecture,
 )
@@ -30,6 +31,7 @@ __all__ = [
   "RunCheckpoints",
   "SelectorModel",
   "abstract_variables",
+  "build_lift",
   "build_network",
   "check_same_architecture",
   "find_model",

@@ -1,6 +1,7 @@
 """The network that plain values describe, in a config or in `meta.json`."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,11 +10,14 @@ import jax.numpy as jnp
 from delf_jax.errors import InputError
 from delf_jax.models import resnet
 from delf_jax.models.delf import Delf
+from delf_jax.models.lift import PATCH, Lift
 from delf_jax.models.resnet import ResNet
 from delf_jax.models.vgg import Vgg
 
 # backbone -> the number of its first stage
 FIRST_STAGES = {"resnet": resnet.FIRST_STAGE, "vgg": 1}
+# Fields that every module has.
+_LINEN = ("parent", "name")
 
 
 def build_network(
@@ -86,8 +90,47 @@ def build_network(
   )
 
 
-def architecture(network: Delf) -> dict[str, Any]:
-  """Returns what `build_network` needs to build the same network."""
+def build_lift(
+  *,
+  kernel: int,
+  hinges: Sequence[int],
+  orientation_channels: Sequence[int],
+  orientation_hidden: int,
+  descriptor_layers: Sequence[int],
+) -> Lift:
+  """Builds LIFT from plain values; see `Lift` for what they mean.
+
+  Raises:
+    InputError: if the detector's kernel is even.
+  """
+  if kernel % 2 == 0:
+    raise InputError(
+      f"a detector of {kernel} x {kernel} has no middle; give an odd kernel"
+    )
+  return Lift(
+    kernel=kernel,
+    hinges=tuple(hinges),
+    orientation_channels=tuple(orientation_channels),
+    orientation_hidden=orientation_hidden,
+    descriptor_layers=tuple(descriptor_layers),
+  )
+
+
+def rebuild(described: Mapping[str, Any]) -> Delf | Lift:
+  """Builds the network that `architecture` described."""
+  values = dict(described)
+  if values.pop("kind", "delf") == "lift":
+    return build_lift(**values)
+  return build_network(**values)
+
+
+def architecture(network: Delf | Lift) -> dict[str, Any]:
+  """Returns what `rebuild` needs to build the same network."""
+  if isinstance(network, Lift):
+    names = [field.name for field in dataclasses.fields(network)]
+    described = {name: getattr(network, name) for name in names}
+    described = {k: v for k, v in described.items() if k not in _LINEN}
+    return {"kind": "lift", **described}
   backbone = network.backbone
   described = {"units": list(backbone.units), "width": backbone.width}
   if isinstance(backbone, Vgg):
@@ -106,8 +149,12 @@ def architecture(network: Delf) -> dict[str, Any]:
   }
 
 
-def abstract_variables(network: Delf) -> dict[str, Any]:
+def abstract_variables(network: Delf | Lift) -> dict[str, Any]:
   """Returns the shapes and types of a network's variables."""
+  if isinstance(network, Lift):
+    return jax.eval_shape(
+      network.init, jax.random.key(0), jnp.zeros((1, PATCH, PATCH))
+    )
   network = network.clone(backbone=network.backbone.clone(axis_name=None))
   return jax.eval_shape(
     network.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))

@@ -24,12 +24,13 @@ from orbax.checkpoint import v1 as ocp
 from delf_jax.checkpoint.architecture import (
   abstract_variables,
   architecture,
-  build_network,
+  rebuild,
 )
 from delf_jax.checkpoint.arrays import check_room, differences, named, writing
 from delf_jax.errors import InputError
 from delf_jax.features.reduction import Reduction
 from delf_jax.models.delf import Delf
+from delf_jax.models.lift import Lift
 from delf_jax.models.normalisation import Normalisation
 
 FORMAT_VERSION = 1
@@ -43,16 +44,18 @@ class Model:
   """A model that is ready to extract.
 
   Attributes:
-    network: the module; its `dense` method computes features.
+    network: the module; a `Delf`'s `dense` method computes features, and
+      `features.lift_features` those of a `Lift`.
     variables: parameters and BatchNorm statistics.
     normalisation: of pixels.
     reduction: L2 -> PCA -> L2, or None.
-    extraction: keyword arguments of `features.pyramid.make_extractor`.
+    extraction: keyword arguments of `features.pyramid.make_extractor` or
+      `features.lift_features.make_extractor`.
     provenance: what it was trained on and how; free-form JSON.
     fingerprint: hex digest of all the above but the provenance.
   """
 
-  network: Delf
+  network: Delf | Lift
   variables: dict[str, Any]
   normalisation: Normalisation
   reduction: Reduction | None
@@ -83,7 +86,7 @@ def _fingerprint(meta: Mapping[str, Any], tree) -> str:
 def save_model(
   directory: str | os.PathLike,
   *,
-  network: Delf,
+  network: Delf | Lift,
   variables: Mapping[str, Any],
   normalisation: Normalisation,
   reduction: Reduction | None,
@@ -162,7 +165,7 @@ def find_model(path: str | os.PathLike) -> Path:
   if not path.exists():
     raise InputError(
       f"{path}: no such checkpoint; expected a directory that "
-      f"delf_jax.train wrote, or rootsift or sift"
+      f"delf_jax.train wrote"
     )
   raise InputError(
     f"{path}: holds no finished model ({META} is missing); run "
@@ -196,7 +199,7 @@ def load_model(path: str | os.PathLike) -> Model:
       f"takes it"
     )
   try:
-    network = build_network(**meta["architecture"])
+    network = rebuild(meta["architecture"])
     normalisation = Normalisation(
       **{key: tuple(value) for key, value in meta["normalisation"].items()}
     )
@@ -225,7 +228,7 @@ def load_model(path: str | os.PathLike) -> Model:
     ) from error
 
 
-def _load_arrays(path: Path, network: Delf, reduction_dim: int | None):
+def _load_arrays(path: Path, network: Delf | Lift, reduction_dim: int | None):
   """Restores the arrays and refuses those of another architecture."""
   variables = abstract_variables(network)
   reduction = None

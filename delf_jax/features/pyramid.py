@@ -125,7 +125,7 @@ def resize_weights(
   return weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
 
 
-def _resize(
+def resize_image(
   image: jax.Array,
   size: jax.Array,
   new_size: jax.Array,
@@ -154,7 +154,7 @@ def _level(
   variables, pixels, sizes, level_sizes, scale, shape, *, network, score, resize
 ):
   """Extracts all features of one pyramid level of a batch, with a mask."""
-  level = jax.vmap(functools.partial(_resize, shape=shape, rule=resize))(
+  level = jax.vmap(functools.partial(resize_image, shape=shape, rule=resize))(
     pixels, sizes, level_sizes
   )
   level = network.normalise(level)

@@ -8,6 +8,7 @@ that mapped axis, and nothing else of it is used.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,10 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "attention_classifier",
     "autoencoder",
   ),
+  # Those of `training.lift`.
+  "descriptor": ("descriptor",),
+  "orientation": ("orientation",),
+  "detector": ("detector",),
 }
 
 
@@ -64,6 +69,8 @@ class TrainState:
 
 Batch = Mapping[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+# (params, batch_stats, batch, key) -> loss, (statistics, figures)
+Objective = Callable[..., tuple[jax.Array, tuple[dict, dict]]]
 
 
 def trained(
@@ -97,11 +104,12 @@ def initial_state(
 
 
 def make_train_step(
-  network: Delf,
+  network: nn.Module,
   optimiser: optax.GradientTransformation,
   *,
   stage: str,
   normalise: Normalisation,
+  objective: Objective | None = None,
   loss: Mapping[str, Any] | None = None,
   mixup: float = 0.0,
   accumulate: int = 1,
@@ -117,6 +125,8 @@ def make_train_step(
     optimiser: of the stage.
     stage: a key of `STAGES`.
     normalise: of pixels.
+    objective: what the step differentiates, for a network that is no `Delf`;
+      the options down to `mixup` and `reconstruction_weight` are then unused.
     loss: keyword arguments of `losses.classification`, or in the
       correspondence stage of `correspondence.contrast`.
     mixup: alpha of `losses.mix`; 0 mixes nothing.
@@ -138,9 +148,11 @@ def make_train_step(
   updated = [
     name
     for name in STAGES[stage]
-    if not (network.frozen_norm and name == "backbone") and name not in frozen
+    if not (name == "backbone" and network.frozen_norm) and name not in frozen
   ]
-  if stage == "correspondence":
+  if objective is not None:
+    pass
+  elif stage == "correspondence":
     objective = correspondence.make_objective(
       network,
       normalise=normalise,
