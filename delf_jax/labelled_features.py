@@ -5,7 +5,7 @@ depends on the seed and its number alone.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -261,7 +261,7 @@ def validation_batches(
     yield {**pad(chosen, features), "labels": labels}
 
 
-def pad(rows: Sequence[np.ndarray], count: int) -> Mapping[str, np.ndarray]:
+def pad(rows: Sequence[np.ndarray], count: int) -> dict[str, np.ndarray]:
   """Stacks [n_i, c] arrays into "inputs" [b, count, c] and "mask"."""
   inputs = np.zeros((len(rows), count, rows[0].shape[1]), np.float32)
   mask = np.zeros((len(rows), count), bool)

@@ -26,7 +26,7 @@ import functools
 import json
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ def run_stage(
 
 
 def validate(
-  evaluation_step,
+  evaluation_step: Callable[..., Mapping[str, jax.Array]],
   variables: Mapping[str, Any],
   data: labelled_features.LabelledFeatures,
   options: Mapping[str, Any],
