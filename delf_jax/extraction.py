@@ -22,6 +22,7 @@ from delf_jax import (
   lift_extraction,
   match_score,
   progress,
+  selected_extraction,
 )
 from delf_jax.data import folder
 from delf_jax.data.cropping import crop
@@ -111,12 +112,14 @@ def open_extractor(
   """Opens what `--features` names.
 
   Args:
-    features: one of `HANDCRAFTED`, a checkpoint that `delf_jax.train` wrote, or
-      one of `checkpoint.NAMES`.
+    features: one of `HANDCRAFTED`, one of `checkpoint.NAMES`, or a checkpoint
+      that `delf_jax.train`, `delf_jax.train_patches` or
+      `delf_jax.train_selection` wrote.
     max_side: photographs are reduced to this longest side first.
     options: override what the checkpoint recommends (keyword arguments of
       `pyramid.make_extractor`, or of LIFT's `lift_features.make_extractor`); of
-      handcrafted features, only `max_features`.
+      handcrafted features, only `max_features`, and of selected ones `score`
+      too.
 
   Raises:
     InputError: if there is no such thing or an option does not apply.
@@ -147,6 +150,8 @@ def open_extractor(
       max_side=max_side,
     )
   kind = kind_of(features)
+  if checkpoint.find_selector(features) is not None:
+    return _selecting_extractor(features, max_side=max_side, **options)
   model = checkpoint.load_model(features)
   if isinstance(model.network, GlobalDescriptor):
     return global_extractor(model, features, max_side=max_side, **options)
@@ -193,6 +198,8 @@ def kind_of(features: str) -> str:
       f"delf_jax.train wrote, or one of "
       f"{', '.join((*checkpoint.NAMES, *HANDCRAFTED))}"
     )
+  if checkpoint.find_selector(features) is not None:
+    return checkpoint.load_selector(features).features["kind"]
   return checkpoint.read_kind(features)
 
 
@@ -222,6 +229,41 @@ def global_extractor(
     source=source_of(os.fspath(source)),
     max_side=max_side,
     describe=describe,
+  )
+
+
+def _selecting_extractor(
+  source: str, *, max_side: int, **options: Any
+) -> Extractor:
+  """Opens what `delf_jax.train_selection` wrote; see `open_extractor`.
+
+  The kind of feature stays what it is, and so its calibration.
+  """
+  model = checkpoint.load_selector(source)
+  unknown = sorted(options.keys() - {"max_features", "score"})
+  if unknown:
+    raise InputError(
+      f"{', '.join(unknown)}: not an option of selected "
+      f"{model.features['kind']} features"
+    )
+  detected = model.features["max_features"]
+  chosen = {**model.extraction, **options}
+  if chosen["max_features"] > detected:
+    raise InputError(
+      f"max_features {chosen['max_features']}: {source} selects from "
+      f"{detected} features a photograph; ask for fewer"
+    )
+  base = reopen({**model.features, "max_side": max_side})
+  return Extractor(
+    extract=selected_extraction.selecting(base.extract, model, **chosen),
+    settings={
+      **base.settings,
+      "fingerprint": model.fingerprint,
+      "detected": detected,
+      **chosen,
+    },
+    source=source_of(source),
+    max_side=max_side,
   )
 
 
@@ -277,9 +319,9 @@ def calibration_of(
     InputError: if the checkpoint's own cannot be read.
   """
   kind = settings.get("kind", "")
-  if kind not in HANDCRAFTED:
-    named = features or settings.get("features") or ""
-    source = checkpoint.shipped(named) or Path(named)
+  named = features or settings.get("features") or ""
+  source = checkpoint.shipped(named) or Path(named)
+  if named not in HANDCRAFTED:
     for directory in (source, source / "model"):
       if source.name and (directory / CALIBRATION).is_file():
         return match_score.read_calibration(directory / CALIBRATION)

@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = [
   "delf_jax.train",
   "delf_jax.train_patches",
+  "delf_jax.train_selection",
   "delf_jax.extract",
   "delf_jax.build_index",
   "delf_jax.query",
@@ -79,6 +80,7 @@ OWNERS = {
     "delf_jax.evaluate",
     "delf_jax.train",
     "delf_jax.train_patches",
+    "delf_jax.train_selection",
   ],
   "numba": [
     "delf_jax.index.bag_of_words",

@@ -20,6 +20,12 @@ from delf_jax.checkpoint.model import (
   save_model,
 )
 from delf_jax.checkpoint.run import RunCheckpoints
+from delf_jax.checkpoint.selector import (
+  SelectorModel,
+  find_selector,
+  load_selector,
+  save_selector,
+)
 from delf_jax.checkpoint.shipped import DEFAULT, NAMES, shipped
 
 __all__ = [
@@ -29,13 +35,17 @@ __all__ = [
   "WEIGHTS",
   "Model",
   "RunCheckpoints",
+  "SelectorModel",
   "abstract_variables",
   "build_lift",
   "build_network",
   "check_same_architecture",
   "find_model",
+  "find_selector",
   "load_model",
+  "load_selector",
   "read_kind",
   "save_model",
+  "save_selector",
   "shipped",
 ]

@@ -31,16 +31,19 @@ from delf_jax.options import parse_options
 def main(path: str) -> None:
   """Prints the description of the checkpoint at `path`, or writes it again."""
   values = flags.FLAGS
-  where = checkpoint.find_model(path)
   if values.save_as is None:
     for flag in ("weights", "option", "calibration"):
       if values[flag].present:
         raise InputError(f"--{flag} needs --save_as: a checkpoint stays as is")
-    for line in describe(checkpoint.load_model(where)):
+    if checkpoint.find_selector(path) is not None:
+      lines = describe_selector(checkpoint.load_selector(path))
+    else:
+      lines = describe(checkpoint.load_model(path))
+    for line in lines:
       print(line)
     return
   save_as(
-    where,
+    checkpoint.find_model(path),
     Path(values.save_as),
     weights=values.weights,
     settings=parse_options(values.option),
@@ -140,6 +143,21 @@ def describe(model: checkpoint.Model) -> Iterable[str]:
       else network.descriptor_channels,
     }
   )
+  yield "extraction"
+  yield from _table(model.extraction)
+  yield "provenance"
+  yield from _table(_flat(model.provenance))
+  yield from _table({"fingerprint": model.fingerprint})
+  yield "layers"
+  yield from _layers(model.variables)
+
+
+def describe_selector(model: checkpoint.SelectorModel) -> Iterable[str]:
+  """Yields the lines that describe a learned selection."""
+  yield "selects from"
+  yield from _table(model.features)
+  yield "sees a descriptor and"
+  yield f"  {', '.join(model.geometry) or 'nothing else'}"
   yield "extraction"
   yield from _table(model.extraction)
   yield "provenance"

@@ -216,6 +216,11 @@ def _read_meta(path: Path) -> dict[str, Any]:
       f"{path}: written by a newer delf_jax (format {version}, this one "
       f"reads {FORMAT_VERSION}); update delf_jax"
     )
+  if "format" in meta:
+    raise InputError(
+      f"{path}: a {meta['format']}, which holds no network; only --features "
+      f"takes it"
+    )
   return meta
 
 

@@ -1,0 +1,64 @@
+r"""Attention on hand-crafted features: which of many are worth keeping.
+
+  python -m delf_jax.extract --photos LANDMARKS --features rootsift \
+    --max_features 4000 --output STORE
+  python -m delf_jax.train_selection --config configs/selection.py:VARIANT \
+    --config.data.stores="('STORE',)" --workdir RUN
+
+LANDMARKS is a folder a landmark. The score sees a feature's descriptor, its
+scale and the detector's response. VARIANT
+
+  default   two stages, as the paper has them: visual words learn to tell
+            landmarks apart while all features count the same, then attention
+  joint     both at once
+  tiny      seconds; for tests
+"""
+
+from ml_collections import ConfigDict
+
+
+def _stage(steps: int) -> dict:
+  return {
+    "steps": steps,
+    "batch_size": 32,
+    "features": 1024,
+    "sampling": "class",
+    "schedule": {"learning_rate": 2e-3, "warmup": 20, "decay": "cosine"},
+    "optimiser": {"kind": "adamw", "weight_decay": 0.05, "clip": 10.0},
+  }
+
+
+def get_config(variant: str = "default") -> ConfigDict:
+  """Returns the experiment called `variant`."""
+  if variant not in ("default", "joint", "tiny"):
+    raise ValueError(
+      f"unknown variant {variant!r}; expected default, joint or tiny"
+    )
+  config = ConfigDict()
+  config.seed = 0
+  config.data = {
+    "stores": (),
+    "geometry": ("log_scale", "log_score"),
+    "exclude": "",
+    "min_photographs": 3,
+    "validation_share": 0.1,
+    "seed": 0,
+  }
+  config.model = {"hidden": 128, "words": 256}
+  config.label_smoothing = 0.1
+  config.stages = ("joint",) if variant == "joint" else ("words", "attention")
+  config.words = _stage(400)
+  config.attention = _stage(400)
+  config.joint = _stage(600)
+  config.extraction = {"score": "product", "max_features": 1000}
+  config.log_every = 20
+  config.validate_every = 100
+  config.save_every = 100
+  if variant == "tiny":
+    config.model = {"hidden": 16, "words": 16}
+    for stage in (config.words, config.attention):
+      stage.update({"steps": 4, "batch_size": 4, "features": 32})
+      stage.schedule.warmup = 1
+    config.log_every, config.validate_every, config.save_every = 1, 2, 2
+    config.extraction.max_features = 50
+  return config
