@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 STEPS = {
   "paper": (400_000, 100_000, 100_000),
-  "small": (300, 150, 100),
+  "small": (300, 150, 60),
   "tiny": (4, 2, 4),
 }
 
@@ -76,7 +76,7 @@ def get_config(variant: str = "small") -> ConfigDict:
       "batch_size": 32 if paper else pairs,
       "steps": number,
       "schedule": {
-        "learning_rate": 2e-4 if last and not paper else 1e-3,
+        "learning_rate": 1e-4 if last and not paper else 1e-3,
         "warmup": 0 if variant == "tiny" else 20,
         "decay": "halving" if paper else "cosine",
         "halve_every": 50_000,
@@ -90,7 +90,8 @@ def get_config(variant: str = "small") -> ConfigDict:
       "cutting": {
         "side": side,
         "count": 4,
-        "turn": 180.0 if stage == "orientation" else 0.0,
+        # Else the detector unlearns to find what is turned.
+        "turn": 0.0 if stage == "descriptor" or (last and paper) else 180.0,
         # 4.8 sigma of a patch that is 24 sigma wide
         "shift": 0.2 if last else 0.0,
         "zoom": 1.2,
@@ -104,7 +105,8 @@ def get_config(variant: str = "small") -> ConfigDict:
   }
   config.detector.loss = {
     "class_weight": 1e-5 if paper else 1e-2,
-    "overlap_steps": steps["detector"] // 2,
+    # Descriptors of patches that do not overlap yet are no guide.
+    "overlap_steps": steps["detector"] // (2 if paper else 1),
   }
   config.extraction = {
     "scales": tuple(2.0 ** (k / 2) for k in range(-4, 3)),

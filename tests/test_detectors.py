@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from delf_jax import extraction
+from delf_jax import extraction, match_score
 from delf_jax.data import synthetic
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
@@ -79,6 +79,12 @@ def test_it_is_what_open_extractor_opens(kind):
 def test_what_nobody_knows_is_told_what_there_is():
   with pytest.raises(InputError, match="one of rootsift, sift, surf, surf_up"):
     extraction.open_extractor("surff")
+
+
+@pytest.mark.parametrize("kind", extraction.HANDCRAFTED)
+def test_matches_of_what_is_handcrafted_have_its_calibration(kind):
+  found = extraction.calibration_of({"kind": kind})
+  assert found == match_score.shipped("sift") != match_score.shipped()
 
 
 def test_congas_is_reduced_by_what_it_was_indexed_with(tmp_path, monkeypatch):
