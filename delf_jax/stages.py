@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from delf_jax import ranking_stage
+from delf_jax import mined_batches, ranking_stage
 from delf_jax.data import landmarks, pair_sources, pipeline
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.views import Views
@@ -282,7 +282,7 @@ def validation_batches(
     stride: of the features in pixels.
   """
   if isinstance(options, RankingOptions):
-    return ranking_stage.validation_batches(options, data, count=count)
+    return mined_batches.validation_batches(options, data, count=count)
   shared = {
     "batch_size": options.batch_size,
     "crop": options.crop,

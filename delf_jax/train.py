@@ -47,6 +47,7 @@ from delf_jax import (
   hosts,
   initialisation,
   journal,
+  mined_batches,
   program,
   progress,
   ranking_stage,
@@ -237,7 +238,7 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
     "loader": run.config.get("loader", {}),
   }
   if ranked:
-    batches = ranking_stage.MinedBatches(
+    batches = mined_batches.MinedBatches(
       options,
       run.data,
       model=run.model,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delf_jax import checkpoint, ranking_stage
+from delf_jax import checkpoint, mined_batches, ranking_stage
 from delf_jax.data.landmarks import Dataset
 from delf_jax.errors import InputError
 from delf_jax.models.normalisation import NORMALISATIONS
@@ -83,7 +83,7 @@ def options_of(kind, **changes):
 
 
 def open_batches(model, options, directory, start=0):
-  return ranking_stage.MinedBatches(
+  return mined_batches.MinedBatches(
     options,
     DATA,
     model=model,
@@ -177,14 +177,14 @@ def test_a_pool_is_a_sample_that_changes(model, tmp_path):
 
 def test_validation_compares_what_is_not_trained_on():
   options = options_of("contrastive")
-  make = ranking_stage.validation_batches(options, DATA, count=0)
+  make = mined_batches.validation_batches(options, DATA, count=0)
   (batch,) = make()
   assert batch["labels"].shape == (4, 5)
   assert (batch["labels"][:, 0] == batch["labels"][:, 1]).all()
   assert (batch["labels"][:, :1] != batch["labels"][:, 2:]).all()
   assert_same(batch, next(iter(make())))
   few = Dataset(**{**vars(DATA), "validation": Photographs(views=1)})
-  assert not list(ranking_stage.validation_batches(options, few, count=0)())
+  assert not list(mined_batches.validation_batches(options, few, count=0)())
 
 
 def test_small_classes_leave_gaps(model, tmp_path):

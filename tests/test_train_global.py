@@ -28,7 +28,12 @@ def photographs(tmp_path_factory):
 
 def tiny_config(module, photographs):
   config = module.get_config("tiny")
-  config.dataset = {"kind": "folder", "path": str(photographs)}
+  # Two of each class are held out: tuples need a positive.
+  config.dataset = {
+    "kind": "folder",
+    "path": str(photographs),
+    "validation_share": 0.25,
+  }
   config.descriptors.steps = 1
   # The checkpoint of step 2 lies among the tuples mined before step 1.
   config.ranking.mine_every = 3
