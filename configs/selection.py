@@ -13,10 +13,10 @@ sees a feature's descriptor, its scale and the detector's response. VARIANT
   joint     both at once
   tiny      seconds; for tests
 
-`default` takes a minute of two idle cores. On the RootSIFT of 791 photographs of
-26 landmarks, 57 % of 83 others are classified right when all features count the
-same and 72 % by attention. Of other landmarks it keeps more of what matches than
-chance does, and less than the response alone: see `extraction.score`.
+`default` takes a minute of two idle cores. On the RootSIFT of 791 photographs
+of 26 landmarks, 57 % of 83 others are classified right when all features count
+the same and 72 % by attention. Of other landmarks it keeps more of what matches
+than chance does, and less than the response alone: see `extraction`.
 """
 
 from ml_collections import ConfigDict
@@ -55,9 +55,9 @@ def get_config(variant: str = "default") -> ConfigDict:
   config.words = _stage(400)
   config.attention = _stage(400)
   config.joint = _stage(600)
-  # mAP / hard / R@90 on landmarks that were not trained on, 1000 of 4000: product
-  # 88.4 / 65.2 / 69.9, attention 87.0 / 61.6 / 67.4, the response alone 90.3 /
-  # 71.0 / 69.0, any thousand 81.6 / 52.6 / 61.5.
+  # mAP / hard / R@90 on landmarks that were not trained on, 1000 of 4000:
+  # product 88.4 / 65.2 / 69.9, attention 87.0 / 61.6 / 67.4, the response
+  # alone 90.3 / 71.0 / 69.0, any thousand 81.6 / 52.6 / 61.5.
   config.extraction = {"score": "product", "max_features": 1000}
   config.log_every = 20
   config.validate_every = 100
