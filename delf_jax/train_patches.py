@@ -44,6 +44,7 @@ from delf_jax import (
 )
 from delf_jax.data import pipeline
 from delf_jax.errors import InputError
+from delf_jax.features import reduction
 from delf_jax.models.lift import PATCH
 from delf_jax.models.normalisation import NORMALISATIONS
 from delf_jax.training import detector_start, lift, optimisers
@@ -118,12 +119,13 @@ def train(config: ConfigDict, workdir: str) -> Path:
       )
       for stage in settings["stages"]:
         model = run_stage(stage, run, model)
+      model = dataclasses.replace(model, reduction=learn_reduction(run, model))
     checkpoint.save_model(
       workdir / checkpoint.MODEL,
       network=model.network,
       variables={"params": model.variables["params"]},
       normalisation=model.normalisation,
-      reduction=None,
+      reduction=model.reduction,
       extraction=model.extraction,
       provenance=model.provenance,
     )
@@ -285,6 +287,54 @@ def run_stage(
         raise hosts.Stopped(f"{stage}, step {step} of {options.steps}")
   variables = {"params": jax.tree.map(np.asarray, state.params)}
   return dataclasses.replace(model, variables=variables)
+
+
+def learn_reduction(run: Run, model: checkpoint.Model) -> reduction.Reduction:
+  """Learns L2 -> PCA -> L2 on descriptors of training patches.
+
+  The descriptor's last pooling gives no negative number, so that all have much
+  in common and a unit length leaves little between them: what counts is that
+  the projection takes their mean away.
+
+  Raises:
+    InputError: if there are too few patches.
+  """
+  settings = run.config["reduction"]
+  stage = run.config["stages"][0]
+  options, cutting, _ = read_stage(stage, run.config)
+  describe = jax.jit(
+    lambda params, batch, key: lift.describe(
+      model.network,
+      params,
+      batch,
+      key,
+      normalise=model.normalisation,
+      cutting=cutting,
+    )
+  )
+  seed = zlib.crc32(f"{run.config['seed']} reduction".encode())
+  batches = stages.training_batches(
+    options,
+    None,
+    seed=seed,
+    start=0,
+    stride=run.config["spacing"],
+    loader=run.config["loader"],
+  )
+  found = []
+  with contextlib.closing(batches):
+    for number in range(settings["batches"]):
+      batch = dict(next(batches))
+      del batch["names"]
+      key = jax.random.fold_in(jax.random.key(seed), number)
+      values, mask = describe(model.variables["params"], batch, key)
+      found.append(np.asarray(values)[np.asarray(mask)])
+  try:
+    return reduction.fit(np.concatenate(found), settings["dim"])
+  except ValueError as error:
+    raise InputError(
+      f"{error}; give more --config.reduction.batches"
+    ) from error
 
 
 def read_stage(

@@ -118,6 +118,28 @@ def test_a_convolution_by_blocks_is_a_convolution(side, block):
   np.testing.assert_allclose(found, np.moveaxis(expected, 1, -1), atol=1e-4)
 
 
+def test_a_convolution_by_blocks_has_the_gradient_of_one():
+  kernel = jax.random.normal(jax.random.key(0), (9, 9, 4))
+  image = jax.random.normal(jax.random.key(1), (2, 30, 34))
+  weights = jax.random.normal(jax.random.key(2), (2, 22, 26, 4))
+
+  def plain(kernel):
+    found = jax.lax.conv_general_dilated(
+      image[..., None],
+      kernel[:, :, None],
+      (1, 1),
+      "VALID",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return jnp.sum(found * weights)
+
+  def ours(kernel):
+    return jnp.sum(lift.convolve(image, kernel) * weights)
+
+  found, expected = (jax.jit(jax.grad(f))(kernel) for f in (ours, plain))
+  np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 def test_softargmax_finds_a_peak_and_moves_with_it():
   scores = jnp.zeros((20, 30)).at[7, 21].set(3.0)
   np.testing.assert_allclose(lift.softargmax(scores), [7, 21], atol=1e-3)

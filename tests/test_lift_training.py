@@ -141,9 +141,23 @@ def make_step(stage, rate, **loss):
   return jax.jit(step), optimiser
 
 
-@pytest.mark.parametrize("stage", lift.STAGES)
-def test_a_stage_lowers_its_loss_and_leaves_the_others_alone(stage, params):
-  step, optimiser = make_step(stage, 3e-3, class_weight=0.1)
+# From the descriptors of what it finds a detector learns slowly: in large steps
+# the points jump from maximum to maximum.
+@pytest.mark.parametrize(
+  "stage, rate, overlap_steps, share",
+  [
+    ("descriptor", 3e-3, 0, 0.9),
+    ("orientation", 3e-3, 0, 0.9),
+    ("detector", 3e-3, 100, 0.9),
+    ("detector", 3e-4, 0, 0.97),
+  ],
+)
+def test_a_stage_lowers_its_loss_and_leaves_the_others_alone(
+  stage, rate, overlap_steps, share, params
+):
+  step, optimiser = make_step(
+    stage, rate, class_weight=0.1, overlap_steps=overlap_steps
+  )
   state = steps.initial_state(
     stage,
     {"params": params, "batch_stats": {}},
@@ -157,7 +171,7 @@ def test_a_stage_lowers_its_loss_and_leaves_the_others_alone(stage, params):
     state, figures = step(state.replace(step=jnp.zeros((), jnp.int32)), batch)
     assert np.isfinite(list(figures.values())).all()
     found.append(float(figures["loss"]))
-  assert found[-1] < 0.9 * found[0], found
+  assert found[-1] < share * found[0], found
   for name, group in state.params.items():
     moved = [
       not np.array_equal(a, b)

@@ -1,5 +1,6 @@
 """The program that trains LIFT: a run, resumed, extracting, and refused."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from delf_jax import (
   checkpoint,
   extraction,
   journal,
+  lift_extraction,
   match_score,
   table_inputs,
   train_patches,
 )
 from delf_jax.checkpoint.__main__ import describe
+from delf_jax.data.photographs import read_photograph
 from delf_jax.errors import InputError
 from delf_jax.table_config import DEFAULTS
 
@@ -98,6 +101,27 @@ def test_its_model_extracts_and_is_opened_again(run, photographs):
     extraction.open_extractor(str(run), score="l2_norm")
 
 
+def test_descriptors_are_centred_by_what_it_learned(run, photographs):
+  model = checkpoint.load_model(run)
+  learned = model.reduction
+  assert learned.components.shape == (8, 8)
+  bare = dataclasses.replace(model, reduction=None)
+  plain, found = (
+    lift_extraction.lift_extractor(one, max_side=160)(
+      read_photograph(photographs / "1.png")
+    )
+    for one in (bare, model)
+  )
+  expected = (plain.descriptors - learned.mean) @ np.asarray(
+    learned.components
+  ).T
+  expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+  np.testing.assert_allclose(found.descriptors, expected, atol=1e-3)
+  # They had much in common.
+  alike = [np.mean(d @ d.T) for d in (plain.descriptors, found.descriptors)]
+  assert alike[1] < alike[0] - 0.1
+
+
 def test_it_describes_itself(run):
   lines = list(describe(checkpoint.load_model(run)))
   assert any("lift" in line for line in lines)
@@ -168,12 +192,14 @@ def test_what_does_not_fit_is_refused(run, photographs, tmp_path):
     train_patches.train(config, str(tmp_path / "d"))
 
 
-@pytest.mark.parametrize("variant", ["paper", "small", "tiny"])
+@pytest.mark.parametrize("variant", configs.STEPS)
 def test_every_variant_can_be_read(variant):
   config = configs.get_config(variant)
   settings = train_patches.json.loads(config.to_json_best_effort())
   for stage in settings["stages"]:
     options, cutting, loss = train_patches.read_stage(stage, settings)
     assert options.crop >= cutting.side and loss.margin == 4.0
-  with pytest.raises(ValueError, match="expected paper, small or tiny"):
+  with pytest.raises(
+    ValueError, match="expected one of paper, small, detector, tiny"
+  ):
     configs.get_config("huge")

@@ -157,6 +157,43 @@ def make_objective(
   return objective
 
 
+def describe(
+  network: Lift,
+  params: dict,
+  batch: dict,
+  key: jax.Array,
+  *,
+  normalise: Normalisation,
+  cutting: Cutting,
+) -> tuple[jax.Array, jax.Array]:
+  """Describes points of the first views, turned as they are known to be.
+
+  Args:
+    network: the module.
+    params: of it.
+    batch: see `make_objective`.
+    key: of chance.
+    normalise: of pixels.
+    cutting: of quadruplets.
+
+  Returns:
+    [q, d] descriptors and [q] bool, which are real.
+  """
+  four = quadruplets.make(
+    grey(normalise(batch["pixels"])),
+    batch["points"],
+    batch["valid"],
+    batch["groups"],
+    key,
+    cutting,
+  )
+
+  def apply(method, *arguments):
+    return network.apply({"params": params}, *arguments, method=method)
+
+  return _known(apply, four, (0,))[0], four.mask
+
+
 def _describe(apply, four: Quadruplets, loss: Loss, step):
   """Patches of one point near each other, others a margin apart."""
   first, second, other = _known(apply, four, (0, 1, 2))
