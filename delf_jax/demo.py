@@ -2,12 +2,14 @@
 
   python -m delf_jax.demo
   python -m delf_jax.demo --photos DIR
+  python -m delf_jax.demo --train
 
-Without --photos: makes synthetic landmarks, trains a small network on some of
-them, and lets it and RootSIFT find the others, which neither has seen, among
-clutter and with distractor queries. With --photos: indexes your folder with
-both and searches with a few of its photographs, each left out of its own
-search. Every step is a program of its own, printed as you would type it.
+Without --photos: makes synthetic landmarks, and lets the network that comes
+with the package and RootSIFT find them among clutter and with distractor
+queries. With --photos: indexes your folder with both and searches with a few
+of its photographs, each left out of its own search. --train also trains a
+network, from scratch, on other synthetic landmarks, as a third. Every step is a
+program of its own, printed as you would type it.
 """
 
 import json
@@ -17,13 +19,14 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from delf_jax import (
+  checkpoint,
   database,
   drawing,
   extraction,
@@ -39,7 +42,9 @@ from delf_jax.evaluation import protocols
 
 CONFIG = Path(__file__).parent.parent / "configs" / "synthetic.py"
 VARIANT = "small"
-SYSTEMS = {"small DELF": "delf", "RootSIFT": "rootsift"}
+SYSTEMS = {checkpoint.DEFAULT: checkpoint.DEFAULT, "RootSIFT": "rootsift"}
+# What --train makes, and the directory of its run.
+TRAINED, RUN = "trained now", "run"
 # None of these landmarks is among the first twenty, which are trained on.
 FIRST_UNSEEN = 1000
 UNSEEN, VIEWS, CLUTTER, DISTRACTORS = 15, 6, 30, 30
@@ -68,55 +73,58 @@ def run_program(name: str, **values: object) -> None:
 
 
 def build_databases(
-  photos: str, output: Path, run: Path, max_side: int
+  systems: Mapping[str, str], photos: str, output: Path, max_side: int
 ) -> None:
   """Extracts and indexes a folder with every system."""
-  for kind in SYSTEMS.values():
-    features = run if kind == "delf" else kind
+  for name, features in systems.items():
+    directory = output / name.replace(" ", "_")
     run_program(
       "extract",
       photos=photos,
       features=features,
       max_side=max_side,
-      output=output / kind / "features",
+      output=directory / "features",
     )
     run_program(
       "build_index",
-      store=output / kind / "features",
-      kind="graph" if kind == "delf" else "exact",
-      output=output / kind / "index",
+      store=directory / "features",
+      kind="exact" if features in extraction.HANDCRAFTED else "graph",
+      output=directory / "index",
     )
 
 
-def measure(output: Path, data: Path) -> list[html_report.Section]:
+def measure(
+  systems: Mapping[str, str], output: Path, data: Path
+) -> list[html_report.Section]:
   """Evaluates every system; returns the table and the curves."""
   results, curves = {}, {}
   truth = protocols.read_ground_truth(data / "ground_truth.json")
-  for name, kind in SYSTEMS.items():
+  for name, features in systems.items():
+    directory = output / name.replace(" ", "_")
     run_program(
       "evaluate",
       photos=data / "photos",
       ground_truth=data / "ground_truth.json",
       distractors=data / "distractors",
-      features=output / "run" if kind == "delf" else kind,
+      features=features,
       max_side=max(synthetic.SIZE),
-      output=output / kind,
+      output=directory,
     )
-    results[name] = json.loads((output / kind / "metrics.json").read_text())
-    rankings = json.loads((output / kind / "rankings.json").read_text())
+    results[name] = json.loads((directory / "metrics.json").read_text())
+    rankings = json.loads((directory / "rankings.json").read_text())
     curves[name] = protocols.evaluate(
       truth, rankings["queries"], rankings["distractors"]
     )["curve"]
   rows = [
-    [label, *(results[name][key] for name in SYSTEMS)]
+    [label, *(results[name][key] for name in systems)]
     for key, label in FIGURES.items()
   ]
-  print(f"\n{'':26}" + "".join(f"{name:>12}" for name in SYSTEMS))
+  print(f"\n{'':26}" + "".join(f"{name:>12}" for name in systems))
   for label, *figures in rows:
     print(f"{label:26}" + "".join(f"{figure:12.1f}" for figure in figures))
   counts = next(iter(results.values()))
   table = html_report.Table(
-    header=["in percent", *SYSTEMS],
+    header=["in percent", *systems],
     rows=rows,
     caption=f"{counts['num_queries']} queries and "
     f"{counts['num_distractors']} distractor queries over "
@@ -133,12 +141,14 @@ def measure(output: Path, data: Path) -> list[html_report.Section]:
 
 
 def show_queries(
-  output: Path, photos: Sequence[str | os.PathLike]
+  systems: Mapping[str, str],
+  output: Path,
+  photos: Sequence[str | os.PathLike],
 ) -> list[html_report.Section]:
   """Searches with a few photographs and draws what every system finds."""
   sections = []
-  for name, kind in SYSTEMS.items():
-    opened = database.open_database(output / kind / "index")
+  for name in systems:
+    opened = database.open_database(output / name.replace(" ", "_") / "index")
     print(f"\n{name}:")
     sections.append(html_report.Section(f"What {name} finds", []))
     for photo in photos:
@@ -182,21 +192,24 @@ def main() -> int:
   own = values.photos
   if own:
     folder.list_photographs(own)  # says now what would fail in minutes
-  data, run = output / "data", output / "run"
-  run_program(
-    "train",
-    config=f"{os.path.relpath(CONFIG)}:{VARIANT}",
-    **{"config.dataset.path": output / "training_data"},
-    workdir=run,
-  )
+  data, run = output / "data", output / RUN
+  systems = dict(SYSTEMS)
+  if values.train:
+    run_program(
+      "train",
+      config=f"{os.path.relpath(CONFIG)}:{VARIANT}",
+      **{"config.dataset.path": output / "training_data"},
+      workdir=run,
+    )
+    systems[TRAINED] = os.fspath(run)
   if own:
     # A place for each folder, beside what was made of others.
     output /= f"own-{zlib.crc32(os.fsencode(os.path.abspath(own))):08x}"
-    build_databases(own, output, run, extraction.MAX_SIDE)
+    build_databases(systems, own, output, extraction.MAX_SIDE)
     measured = []
     queries = pick_queries(own)
   else:
-    print("\nmaking landmarks that were not trained on ...", flush=True)
+    print("making landmarks that were not trained on ...", flush=True)
     synthetic_folder.write_folder(
       data,
       seed=0,
@@ -206,8 +219,8 @@ def main() -> int:
       clutter=CLUTTER,
       distractors=DISTRACTORS,
     )
-    build_databases(str(data / "photos"), output, run, max(synthetic.SIZE))
-    measured = measure(output, data)
+    build_databases(systems, str(data / "photos"), output, max(synthetic.SIZE))
+    measured = measure(systems, output, data)
     truth = protocols.read_ground_truth(data / "ground_truth.json")
     queries = [data / "photos" / query.path for query in truth.queries[:30:10]]
     queries += pick_queries(str(data / "distractors"), 1)
@@ -216,7 +229,7 @@ def main() -> int:
     title="delf_jax: what it finds",
     lead="Each query is compared with every other photograph. Lines join local "
     "features that one affine transform brings into place.",
-    sections=measured + show_queries(output, queries),
+    sections=measured + show_queries(systems, output, queries),
   )
   print(f"\ndone in {program.elapsed(start)}; look at {page}")
   return 0
@@ -224,5 +237,6 @@ def main() -> int:
 
 if __name__ == "__main__":
   flags.DEFINE_string("photos", None, "search a folder of your own.")
+  flags.DEFINE_boolean("train", False, "train a network as well.")
   flags.DEFINE_string("output", "demo_output", "directory of all results.")
   program.run(main)

@@ -80,9 +80,7 @@ def evaluate_photographs(values: flags.FlagValues) -> int:
   """Measures photographs of the user's own, as the flags say."""
   start = time.perf_counter()
   missing = [
-    name
-    for name in ("photos", "ground_truth", "features")
-    if not values[name].value
+    name for name in ("photos", "ground_truth") if not values[name].value
   ]
   if missing:
     raise InputError(
@@ -222,7 +220,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("ground_truth", None, "JSON, see above.")
   flags.DEFINE_string("distractors", None, "folder of distractor queries.")
   flags.DEFINE_string("output", "results", "directory of results.")
-  options.define_features(required=False)
+  options.define_features()
   options.define_workers()
   options.define_search()
   options.define_expansion()

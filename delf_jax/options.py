@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from absl import flags
 
-from delf_jax import extraction, match_score, retrieval
+from delf_jax import checkpoint, extraction, match_score, retrieval
 from delf_jax.errors import InputError
 from delf_jax.geometry.models import ErrorName, ModelName
 from delf_jax.geometry.sampling import SamplingName
@@ -40,17 +40,14 @@ SEARCH_OPTIONS = (
 EXPANSION_OPTIONS = ("expansion", "alpha", "database_expansion")
 
 
-def define_features(*, required: bool = True) -> None:
-  """Defines the flags that choose and tune a kind of feature.
-
-  Args:
-    required: whether the program cannot do without --features.
-  """
+def define_features() -> None:
+  """Defines the flags that choose and tune a kind of feature."""
   flags.DEFINE_string(
     "features",
     None,
-    f"a training run, or one of {', '.join(extraction.HANDCRAFTED)}.",
-    required=required,
+    f"a training run, or one of "
+    f"{', '.join((*checkpoint.NAMES, *extraction.HANDCRAFTED))} "
+    f"({checkpoint.DEFAULT}).",
   )
   flags.DEFINE_integer(
     "max_side",
@@ -71,7 +68,7 @@ def define_features(*, required: bool = True) -> None:
     "what features are selected by (as the checkpoint says).",
   )
   flags.DEFINE_list(
-    "scales", None, "image pyramid, such as 0.5,1 (0.25 to 2, seven scales)."
+    "scales", None, "image pyramid, such as 0.5,1 (as the checkpoint says)."
   )
   flags.DEFINE_float(
     "score_threshold", None, "features that score less are dropped (0)."
@@ -126,7 +123,7 @@ def open_extractor(values: flags.FlagValues) -> extraction.Extractor:
     if min(given["sides"]) < extraction.MIN_SIDE:
       raise InputError(f"--sides: give {extraction.MIN_SIDE} pixels or more")
   return extraction.open_extractor(
-    values.features, max_side=values.max_side, **given
+    values.features or checkpoint.DEFAULT, max_side=values.max_side, **given
   )
 
 
@@ -250,10 +247,14 @@ def search_options(values: flags.FlagValues) -> dict[str, Any]:
   found["score"] = values["score_by"].value
   if values.calibration is not None:
     found["calibration"] = match_score.read_calibration(values.calibration)
-  elif "features" in values and values.features:
-    found["calibration"] = extraction.calibration_of(
-      {"kind": extraction.kind_of(values.features)}, values.features
-    )
+  elif "features" in values:
+    named = values.features
+    if not named and not ("index" in values and values.index):
+      named = checkpoint.DEFAULT
+    if named:
+      found["calibration"] = extraction.calibration_of(
+        {"kind": extraction.kind_of(named)}, named
+      )
   return found
 
 

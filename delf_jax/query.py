@@ -164,11 +164,6 @@ def main() -> int:
     options.refuse(
       values, _OF_AN_INDEX, "is an option of a search; --against has no index"
     )
-    if not values.features:
-      raise InputError(
-        f"--against needs --features: a training run, or one of "
-        f"{', '.join(extraction.HANDCRAFTED)}"
-      )
     extractor = options.open_extractor(values)
     if extractor.describe is not None:
       return compare_descriptors(values, extractor)
@@ -243,7 +238,7 @@ if __name__ == "__main__":
     lower_bound=0.0,
     upper_bound=1.0,
   )
-  options.define_features(required=False)
+  options.define_features()
   options.define_search()
   options.define_expansion()
   flags.adopt_module_key_flags(options)

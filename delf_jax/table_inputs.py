@@ -105,12 +105,7 @@ def check(settings: Mapping[str, Any]) -> None:
       if get_origin(annotation) is Literal:
         _check_choice(settings, path, get_args(annotation))
   if kind in _LEARNED:
-    source = _checkpoint(settings)
-    if not os.path.isdir(source):
-      raise InputError(
-        f"no checkpoint {source!r}; expected a directory that delf_jax.train "
-        f"wrote"
-      )
+    checkpoint.find_model(_checkpoint(settings))
 
 
 def _check_choice(
@@ -273,7 +268,7 @@ def open_features(
       "reduction": learned,
       **options,
     },
-    source=os.path.abspath(source),
+    source=extraction.source_of(source),
     max_side=max_side,
   )
   return extractor, selection

@@ -11,9 +11,7 @@ import pytest
 from PIL import Image
 
 COLABS = Path(__file__).parents[1] / "colabs"
-# What each leaves behind, for who opens them in this order: the network of the
-# first is the one that the second looks at.
-NAMES = ("train_delf", "extract_and_match", "retrieval")
+NAMES = ("extract_and_match", "retrieval", "train_delf")
 
 
 def read(name):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from delf_jax import checkpoint
 from delf_jax.data import synthetic_folder
 
 
@@ -103,12 +104,25 @@ def test_two_photographs_without_an_index(world, tmp_path):
   assert other["probability"] < found["matches"][0]["probability"]
 
 
+def test_the_network_of_the_package_is_the_default(world):
+  query = easiest_query(world)
+  photos = world / "data" / "photos"
+  arguments = (
+    f"--photo={photos / query['query']}",
+    f"--against={photos / query['easy'][0]}",
+    "--json",
+  )
+  found = run("query", *arguments)
+  assert found == run("query", *arguments, f"--features={checkpoint.DEFAULT}")
+  assert len(json.loads(found)["matches"]) == 1
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
     (["--photo=a.jpg"], "give either --index"),
     (["--photo=a.jpg", "--index=i", "--against=b.jpg"], "give either --index"),
-    (["--photo=a.jpg", "--against=b.jpg"], "--against needs --features"),
+    (["--photo=a.jpg", "--against=b.jpg"], "'a.jpg'"),
     (
       ["--photo=a.jpg", "--against=b.jpg", "--store=s"],
       "--store is an option of a search",
@@ -166,7 +180,7 @@ def test_strict_makes_a_skip_an_error(world, tmp_path):
 @pytest.mark.parametrize(
   ("program", "arguments", "message"),
   [
-    ("extract", ["--photos=/nowhere"], "--features"),
+    ("extract", ["--photos=/nowhere"], "--output"),
     (
       "build_index",
       ["stray", "--store=/nowhere", "--output=/tmp/none"],
@@ -179,7 +193,7 @@ def test_strict_makes_a_skip_an_error(world, tmp_path):
   ],
 )
 def test_a_mistake_is_one_line(program, arguments, message):
-  status = 2 if message in ("--features", "config") else 1
+  status = 2 if message in ("--output", "config") else 1
   printed = run(program, *arguments, status=status)
   assert printed.startswith("error: ") and message in printed
   assert printed.count("\n") == 1
