@@ -30,6 +30,12 @@ the whole set has; they are looked for three times an epoch. RUN ends with the
 whitening that siaMAC learns, and answers to
 
   python -m delf_jax.evaluate --features RUN --expansion 1 ...
+
+Measured: 120 steps of `photos` (stages=("ranking",), from 3,651 steps of
+delf_small's stage without labels, reduction of 64 dimensions by pairs, seen at
+256 pixels) on 797 photographs of 101 view clusters found mAP 33.4 % and R@90
+0.9 % on 240 others with 37 queries and 124 distractor queries; with
+--expansion=1 35.1 % and 0.6 %. `small` has not been run to its end.
 """
 
 from ml_collections import ConfigDict
