@@ -134,6 +134,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     },
     # The codes are what correspondences have taught.
     "frozen": ("autoencoder",),
+    "objective": "neighbours",
   }
   config.reduction = {"dim": 0, "whiten": False, "photographs": 300}
   config.extraction = {

@@ -1,7 +1,7 @@
 """Photographs -> features on disk, by whichever kind of feature is asked for.
 
-The one place that knows what `--features` may name: a checkpoint, "rootsift"
-or "sift".
+The one place that knows what `--features` may name: a checkpoint, the name of
+one that comes with the package, "rootsift" or "sift".
 """
 
 import collections
@@ -103,7 +103,8 @@ def open_extractor(
   """Opens what `--features` names.
 
   Args:
-    features: "rootsift", "sift", or a checkpoint that `delf_jax.train` wrote.
+    features: "rootsift", "sift", a checkpoint that `delf_jax.train` wrote, or
+      one of `checkpoint.NAMES`.
     max_side: photographs are reduced to this longest side first.
     options: override what the checkpoint recommends (keyword arguments of
       `pyramid.make_extractor`); of handcrafted features, only `max_features`.
@@ -150,7 +151,7 @@ def open_extractor(
   return Extractor(
     extract=delf_extractor(model, max_side=max_side, **options),
     settings=settings,
-    source=str(Path(features).absolute()),
+    source=source_of(features),
     max_side=max_side,
   )
 
@@ -178,10 +179,17 @@ def global_extractor(
       "max_side": max_side,
       **settled,
     },
-    source=os.path.abspath(source),
+    source=source_of(os.fspath(source)),
     max_side=max_side,
     describe=describe,
   )
+
+
+def source_of(features: str) -> str:
+  """Returns what names the same features from any directory."""
+  if features in HANDCRAFTED or checkpoint.shipped(features):
+    return features
+  return os.path.abspath(features)
 
 
 def reopen(
@@ -237,7 +245,8 @@ def calibration_of(
   """
   kind = settings.get("kind", "")
   if kind not in HANDCRAFTED:
-    source = Path(features or settings.get("features") or "")
+    named = features or settings.get("features") or ""
+    source = checkpoint.shipped(named) or Path(named)
     for directory in (source, source / "model"):
       if source.name and (directory / CALIBRATION).is_file():
         return match_score.read_calibration(directory / CALIBRATION)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from delf_jax import checkpoint
+from delf_jax.checkpoint import compression
 from delf_jax.errors import InputError
 from delf_jax.features.reduction import Reduction
 from delf_jax.models.normalisation import NORMALISATIONS
@@ -240,3 +241,34 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(tmp_path):
   restored, _ = checkpoints.restore(small)
   np.testing.assert_array_equal(restored["weights"], small["weights"])
   checkpoints.close()
+
+
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+def test_a_smaller_checkpoint_is_read_as_it_was_written(
+  saved, tmp_path, weights
+):
+  model = checkpoint.load_model(saved[0])
+  fields = {
+    name: getattr(model, name)
+    for name in (
+      "network",
+      "variables",
+      "normalisation",
+      "reduction",
+      "extraction",
+      "provenance",
+    )
+  }
+  fingerprint = checkpoint.save_model(tmp_path / "m", **fields, weights=weights)
+  again = checkpoint.load_model(tmp_path / "m")
+  assert again.fingerprint == fingerprint != model.fingerprint
+  expected = compression.expand(compression.compress(model.variables, weights))
+  jax.tree.map(np.testing.assert_array_equal, again.variables, expected)
+  jax.tree.map(np.testing.assert_array_equal, again.reduction, model.reduction)
+  if weights == "int8":
+    edit_meta(tmp_path / "m", weights="float32")
+    with pytest.raises(InputError, match="are of another network"):
+      checkpoint.load_model(tmp_path / "m")
+  edit_meta(tmp_path / "m", weights="int3")
+  with pytest.raises(InputError, match="cannot be kept as 'int3'"):
+    checkpoint.load_model(tmp_path / "m")

@@ -9,6 +9,7 @@ from delf_jax.checkpoint.architecture import (
   build_network,
   check_same_architecture,
 )
+from delf_jax.checkpoint.compression import WEIGHTS
 from delf_jax.checkpoint.model import (
   MODEL,
   Model,
@@ -17,9 +18,13 @@ from delf_jax.checkpoint.model import (
   save_model,
 )
 from delf_jax.checkpoint.run import RunCheckpoints
+from delf_jax.checkpoint.shipped import DEFAULT, NAMES, shipped
 
 __all__ = [
+  "DEFAULT",
   "MODEL",
+  "NAMES",
+  "WEIGHTS",
   "Model",
   "RunCheckpoints",
   "abstract_variables",
@@ -28,4 +33,5 @@ __all__ = [
   "find_model",
   "load_model",
   "save_model",
+  "shipped",
 ]

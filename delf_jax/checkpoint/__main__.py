@@ -2,27 +2,118 @@
 
   python -m delf_jax.checkpoint CHECKPOINT
 
-CHECKPOINT is a model or a training run. All of it is read, and its
-fingerprint checked.
+CHECKPOINT is a model or a training run, or the name of one that comes with the
+package. All of it is read, and its fingerprint checked.
+
+  python -m delf_jax.checkpoint CHECKPOINT --save_as DIR --weights int8 \
+      --option score=attention --calibration calibration.json
+
+writes it again, to be handed on: smaller, with other settings of extraction,
+and with the calibration of its matches. Of the paths that it was trained with
+the last names alone are kept.
 """
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 import jax
+from absl import flags
 
-from delf_jax import checkpoint, program
+from delf_jax import checkpoint, extraction, match_score, program
 from delf_jax.checkpoint.architecture import architecture
 from delf_jax.checkpoint.arrays import named
+from delf_jax.errors import InputError
+from delf_jax.options import parse_options
 
 
 def main(path: str) -> None:
-  """Prints the description of the checkpoint at `path`."""
+  """Prints the description of the checkpoint at `path`, or writes it again."""
+  values = flags.FLAGS
   where = checkpoint.find_model(path)
-  model = checkpoint.load_model(where)
-  for line in describe(model):
-    print(line)
+  if values.save_as is None:
+    for flag in ("weights", "option", "calibration"):
+      if values[flag].present:
+        raise InputError(f"--{flag} needs --save_as: a checkpoint stays as is")
+    for line in describe(checkpoint.load_model(where)):
+      print(line)
+    return
+  save_as(
+    where,
+    Path(values.save_as),
+    weights=values.weights,
+    settings=parse_options(values.option),
+    calibration=values.calibration,
+  )
+
+
+def save_as(
+  source: Path,
+  directory: Path,
+  *,
+  weights: str = "float32",
+  settings: Mapping[str, Any] | None = None,
+  calibration: str | None = None,
+) -> None:
+  """Writes a checkpoint again, with changes.
+
+  Args:
+    source: a model's directory.
+    directory: to be written; an earlier checkpoint there is replaced.
+    weights: see `checkpoint.save_model`.
+    settings: of extraction, that differ.
+    calibration: of its matches, a file; by default the one it has.
+
+  Raises:
+    InputError: if a setting is unknown, the calibration cannot be read, or the
+      checkpoint cannot be written.
+  """
+  model = checkpoint.load_model(source)
+  unknown = sorted((settings or {}).keys() - set(extraction.OPTIONS))
+  if unknown:
+    raise InputError(
+      f"--option {unknown[0]}: extraction has no such setting; it has "
+      f"{', '.join(extraction.OPTIONS)}"
+    )
+  given = Path(calibration) if calibration else source / extraction.CALIBRATION
+  kept = None
+  if calibration or given.is_file():
+    match_score.read_calibration(given)
+    kept = given.read_bytes()
+  changed = {**model.extraction, **(settings or {})}
+  # Refuses settings that the network cannot be extracted with.
+  extraction.delf_extractor(model, **changed)
+  checkpoint.save_model(
+    directory,
+    network=model.network,
+    variables=model.variables,
+    normalisation=model.normalisation,
+    reduction=model.reduction,
+    extraction=changed,
+    provenance=_without_directories(model.provenance),
+    weights=weights,
+  )
+  # Orbax leaves a file that says where it was written, and looks at its name
+  # alone.
+  for path in directory.rglob("commit_success.txt"):
+    path.write_text("written\n")
+  if kept is not None:
+    (directory / extraction.CALIBRATION).write_bytes(kept)
+  files = [path for path in directory.rglob("*") if path.is_file()]
+  size = sum(path.stat().st_size for path in files) / 2**20
+  print(f"{directory}: {weights}, {size:.1f} MiB")
+
+
+def _without_directories(tree: Any) -> Any:
+  """Leaves the last name of every absolute path."""
+  if isinstance(tree, Mapping):
+    return {key: _without_directories(value) for key, value in tree.items()}
+  if isinstance(tree, list | tuple):
+    return [_without_directories(value) for value in tree]
+  if isinstance(tree, str) and PurePath(tree).is_absolute():
+    return PurePath(tree).name
+  return tree
 
 
 def describe(model: checkpoint.Model) -> Iterable[str]:
@@ -104,4 +195,14 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("save_as", None, "the checkpoint is written again here.")
+  flags.DEFINE_enum(
+    "weights", "float32", checkpoint.WEIGHTS, "what weights are kept as."
+  )
+  flags.DEFINE_multi_string(
+    "option", [], "NAME=VALUE, a setting of extraction; may be repeated."
+  )
+  flags.DEFINE_string(
+    "calibration", None, "what delf_jax.calibrate wrote for it."
+  )
   program.run(main, argument="CHECKPOINT")

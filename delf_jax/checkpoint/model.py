@@ -2,11 +2,12 @@
 
 A directory with `meta.json` (architecture, weight layout, pixel normalisation,
 receptive field, extraction settings, provenance, fingerprint) and `arrays/`
-(parameters, statistics and reduction, written by Orbax). It and photographs
-are all that extraction needs.
+(parameters, statistics and reduction, written by Orbax; see `compression` for
+what weights may be kept as). It and photographs are all that extraction needs.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -27,6 +28,8 @@ from delf_jax.checkpoint.architecture import (
   build_network,
 )
 from delf_jax.checkpoint.arrays import check_room, differences, named, writing
+from delf_jax.checkpoint.compression import compress, expand
+from delf_jax.checkpoint.shipped import NAMES, shipped
 from delf_jax.errors import InputError
 from delf_jax.features.reduction import Reduction
 from delf_jax.models.delf import Delf
@@ -92,13 +95,19 @@ def save_model(
   reduction: Reduction | None,
   extraction: Mapping[str, Any],
   provenance: Mapping[str, Any],
+  weights: str = "float32",
 ) -> str:
   """Writes a model checkpoint, whole or not at all, and replaces an old one.
 
   Of several processes all must call this; the first writes.
 
+  Args:
+    directory: of the checkpoint.
+    network: and all the others: see `Model`.
+    weights: what they are kept as: "float32", "float16" or "int8".
+
   Returns:
-    its fingerprint.
+    its fingerprint, which is that of the weights as they will be read.
 
   Raises:
     InputError: if it cannot be written, or the directory holds anything else
@@ -110,7 +119,8 @@ def save_model(
       f"{directory}: holds other files, and a checkpoint would take their "
       f"place; give a directory of its own"
     )
-  tree = jax.tree.map(np.asarray, _tree(dict(variables), reduction))
+  kept = jax.tree.map(np.asarray, compress(dict(variables), weights))
+  tree = jax.tree.map(np.asarray, _tree(kept, reduction))
   field = network.receptive_field
   meta = {
     "format_version": FORMAT_VERSION,
@@ -119,9 +129,12 @@ def save_model(
     "receptive_field": dataclasses.asdict(field),
     "extraction": dict(extraction),
     "reduction_dim": None if reduction is None else len(reduction.components),
+    "weights": weights,
     "provenance": dict(provenance),
   }
-  meta["fingerprint"] = _fingerprint(json.loads(json.dumps(meta)), tree)
+  meta["fingerprint"] = _fingerprint(
+    json.loads(json.dumps(meta)), _tree(expand(kept), reduction)
+  )
   mine = multihost.broadcast_one_to_all(np.int32(os.getpid()))
   new = directory.with_name(f".{directory.name}.new-{mine}")
   old = directory.with_name(f".{directory.name}.old-{mine}")
@@ -155,17 +168,20 @@ def _may_replace(directory: Path) -> bool:
 def find_model(path: str | os.PathLike) -> Path:
   """Returns the model checkpoint at `path` or inside the training run there.
 
+  Args:
+    path: or the name of a checkpoint that comes with the package.
+
   Raises:
     InputError: if there is none.
   """
-  path = Path(path)
+  path = shipped(os.fspath(path)) or Path(path)
   for candidate in (path, path / MODEL):
     if (candidate / META).is_file():
       return candidate
   if not path.exists():
     raise InputError(
       f"{path}: no such checkpoint; expected a directory that "
-      f"delf_jax.train wrote, or rootsift or sift"
+      f"delf_jax.train wrote, {', '.join(NAMES)}, rootsift or sift"
     )
   raise InputError(
     f"{path}: holds no finished model ({META} is missing); run "
@@ -198,7 +214,9 @@ def load_model(path: str | os.PathLike) -> Model:
     normalisation = Normalisation(
       **{key: tuple(value) for key, value in meta["normalisation"].items()}
     )
-    tree = _load_arrays(path, network, meta["reduction_dim"])
+    tree = _load_arrays(
+      path, network, meta["reduction_dim"], meta.get("weights", "float32")
+    )
     fingerprint = _fingerprint(meta, tree)
     if fingerprint != meta["fingerprint"]:
       raise InputError(
@@ -224,10 +242,15 @@ def load_model(path: str | os.PathLike) -> Model:
 
 
 def _load_arrays(
-  path: Path, network: Delf | GlobalDescriptor, reduction_dim: int | None
+  path: Path,
+  network: Delf | GlobalDescriptor,
+  reduction_dim: int | None,
+  weights: str,
 ):
   """Restores the arrays and refuses those of another architecture."""
-  variables = abstract_variables(network)
+  variables = jax.eval_shape(
+    functools.partial(compress, weights=weights), abstract_variables(network)
+  )
   reduction = None
   if reduction_dim is not None:
     channels = network.descriptor_channels
@@ -243,7 +266,8 @@ def _load_arrays(
       f"{path}: its arrays are of another network than the one that {META} "
       f"declares: {problems}; use the checkpoint as it was written"
     )
-  return _restore(path / ARRAYS, expected)
+  tree = _restore(path / ARRAYS, expected)
+  return {**tree, "variables": expand(tree["variables"])}
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

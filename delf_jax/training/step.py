@@ -66,6 +66,8 @@ class TrainState:
 
 Batch = Mapping[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+# (params, batch_stats, batch, key) -> loss, (statistics, figures)
+Objective = Callable[..., tuple[jax.Array, tuple[dict, dict]]]
 
 
 def trained(
@@ -104,6 +106,7 @@ def make_train_step(
   *,
   stage: str,
   normalise: Normalisation,
+  objective: Objective | None = None,
   loss: Mapping[str, Any] | None = None,
   mixup: float = 0.0,
   accumulate: int = 1,
@@ -119,6 +122,8 @@ def make_train_step(
     optimiser: of the stage.
     stage: a key of `STAGES`.
     normalise: of pixels.
+    objective: what the step differentiates, if it is not the stage's own; the
+      options of that, such as `loss`, are then unused.
     loss: keyword arguments of `losses.classification`, or in the
       correspondence stage of `correspondence.contrast`, in the ranking stage of
       `ranking.make_objective`.
@@ -144,7 +149,9 @@ def make_train_step(
     for name in STAGES[stage]
     if not (network.frozen_norm and name == "backbone") and name not in frozen
   ]
-  if stage == "correspondence":
+  if objective is not None:
+    pass
+  elif stage == "correspondence":
     objective = correspondence.make_objective(
       network,
       normalise=normalise,
@@ -296,7 +303,8 @@ def make_evaluation_step(
 ) -> Callable[[Mapping[str, Any], Batch], dict[str, jax.Array]]:
   """Builds the pure step that validates a stage's last head.
 
-  The correspondence and the ranking stage have their own, in their modules.
+  The correspondence and the ranking stage have their own, in their modules, and
+  so has an attention that `neighbours` teach.
 
   Returns:
     step(variables, {"pixels", "labels", "weights" [b]}) -> sums over the batch:
