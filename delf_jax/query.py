@@ -154,6 +154,7 @@ def _print_similar(
 def main() -> int:
   """Searches as the flags say."""
   values = flags.FLAGS
+  search = options.search_options(values)
   if (values.index is None) == (values.against is None):
     raise InputError(
       "give either --index, to search it, or --against, to compare two "
@@ -169,7 +170,6 @@ def main() -> int:
     if extractor.describe is not None:
       return compare_descriptors(values, extractor)
     options.refuse_expansion(values)
-    search = options.search_options(values)
     for name in ("candidates", "votes"):
       del search[name]
     photograph, match = compare_photographs(
@@ -189,9 +189,7 @@ def main() -> int:
     if opened.extractor.describe is not None:
       return rank_photographs(values, opened)
     options.refuse_expansion(values)
-    photograph, matches = opened.search(
-      values.photo, **options.search_options(values)
-    )
+    photograph, matches = opened.search(values.photo, **search)
     photos = opened.photos
   accepted = retrieval.accept(matches, min_probability=values.min_probability)
   if values.json:
