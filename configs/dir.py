@@ -28,6 +28,12 @@ RUN/ranking) answers to
 with the resolutions that the config names: DIR's 550, 800 and 1050 together.
 Learning rate, margin, weight decay and momentum are as they are remembered of
 the paper; how often triplets are mined and the steps are our choice.
+
+Measured: 120 steps of `photos` (stages=("ranking",), from 3,651 steps of
+delf_small's stage without labels, seen at 192 and 256 pixels) on 797
+photographs of 101 view clusters found mAP 44.6 % and R@90 9.7 % on 240 others
+with 37 queries and 124 distractor queries; with --expansion=1 44.4 % and 1.6 %.
+`small` has not been run to its end.
 """
 
 from ml_collections import ConfigDict

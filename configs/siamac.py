@@ -27,9 +27,16 @@ VARIANT
 A tuple is a query, its positive and five negatives, each of another cluster (a
 3-D model, a folder) than the query and than each other, the nearest to it that
 the whole set has; they are looked for three times an epoch. RUN ends with the
-whitening that siaMAC learns, and answers to
+whitening that siaMAC learns, where config.reduction asks for it, and answers to
 
   python -m delf_jax.evaluate --features RUN --expansion 1 ...
+
+Measured: 120 steps of `photos` (stages=("ranking",), from 3,651 steps of
+delf_small's stage without labels, seen at 256 pixels) on 797 photographs of 101
+view clusters found mAP 54.7 % and R@90 15.1 % on 240 others with 37 queries and
+124 distractor queries; with --expansion=1 59.3 % and 2.1 %. Whitened to 64
+dimensions with the pairs of 400 photographs, which are too few, 33.4 % and
+0.9 %. `small` has not been run to its end.
 """
 
 from ml_collections import ConfigDict
@@ -191,10 +198,10 @@ def _small(variant: str) -> ConfigDict:
     "accumulate": 1,
     "ema_decay": 0.0,
   }
-  # Of few photographs a whitening of all dimensions would be noise.
+  # Some hundred pairs are too few for a covariance of 256 dimensions.
   config.reduction = {
-    "kind": "pca",
-    "dim": 64,
+    "kind": "",
+    "dim": 0,
     "photographs": 1000,
     "pairs": "",
   }

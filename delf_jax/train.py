@@ -60,12 +60,7 @@ from delf_jax.data import landmarks
 from delf_jax.errors import InputError
 from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.options import parse_options
-from delf_jax.training import (
-  correspondence,
-  neighbours,
-  optimisers,
-  ranking,
-)
+from delf_jax.training import correspondence, neighbours, optimisers, ranking
 from delf_jax.training import step as steps
 
 HEAT_MAPS = 8

@@ -10,7 +10,6 @@ from PIL import Image
 from configs import dir as dir_config
 from configs import siamac
 from delf_jax import checkpoint, extraction, journal, stages, train
-from delf_jax.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +96,6 @@ def test_regions_start_as_their_pca_and_learn(photographs, tmp_path):
   train.train(config, str(tmp_path / "next"))
   found = checkpoint.load_model(tmp_path / "next").variables["params"]
   assert abs(float(found["power"][0]) - 3) < 0.1
-
-
-def test_a_stage_must_fit_its_network(photographs, tmp_path):
-  config = tiny_config(siamac, photographs)
-  config.model.descriptor = None
-  config.stages = ("ranking",)
-  config.extraction = {"score": "l2_norm"}
-  with pytest.raises(InputError, match="learns global descriptors"):
-    train.train(config, str(tmp_path))
 
 
 @pytest.mark.parametrize(
