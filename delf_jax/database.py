@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from delf_jax import extraction, global_search, index, retrieval
+from delf_jax import extraction, extractors, global_search, index, retrieval
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
 from delf_jax.features import store
@@ -31,7 +31,7 @@ class PhotographDatabase:
   """
 
   searchable: retrieval.Database
-  extractor: extraction.Extractor
+  extractor: extractors.Extractor
   photos: str
 
   def number_of(self, photo: str | os.PathLike) -> int | None:
@@ -224,7 +224,7 @@ def connect(
     paths=tuple(itertools.compress(opened.paths, kept)),
     sizes=opened.sizes[kept],
     offsets=offsets,
-    calibration=extraction.calibration_of(opened.settings),
+    calibration=extractors.calibration_of(opened.settings),
     **{
       name: StoredRows(
         getattr(opened, name), shape, offsets, opened.offsets[:-1][kept]
@@ -298,7 +298,7 @@ def open_database(
     )
   opened = store.open_store(where)
   check_origin(index_directory, origin, opened)
-  extractor = extraction.reopen(opened.settings, features=features)
+  extractor = extractors.reopen(opened.settings, features=features)
   searcher = index.open_index(index_directory, verify=verify)
   return PhotographDatabase(
     searchable=connect(

@@ -29,7 +29,7 @@ from delf_jax import (
   checkpoint,
   database,
   drawing,
-  extraction,
+  extractors,
   html_report,
   precision_plots,
   presentation,
@@ -88,7 +88,7 @@ def build_databases(
     run_program(
       "build_index",
       store=directory / "features",
-      kind="exact" if features in extraction.HANDCRAFTED else "graph",
+      kind="exact" if features in extractors.HANDCRAFTED else "graph",
       output=directory / "index",
     )
 
@@ -205,7 +205,7 @@ def main() -> int:
   if own:
     # A place for each folder, beside what was made of others.
     output /= f"own-{zlib.crc32(os.fsencode(os.path.abspath(own))):08x}"
-    build_databases(systems, own, output, extraction.MAX_SIDE)
+    build_databases(systems, own, output, extractors.MAX_SIDE)
     measured = []
     queries = pick_queries(own)
   else:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from delf_jax import extraction, html_report
+from delf_jax import extraction, extractors, html_report
 from delf_jax.errors import InputError
 from delf_jax.features import store
 from delf_jax.features.local_features import LocalFeatures
@@ -137,7 +137,7 @@ def _plain(value: Any) -> Any:
 
 
 def extract(
-  extractor: extraction.Extractor,
+  extractor: extractors.Extractor,
   root: str | os.PathLike,
   items: Sequence[Item],
   cache: str | os.PathLike,

@@ -36,6 +36,7 @@ from delf_jax import (
   database,
   drawing,
   extraction,
+  extractors,
   html_report,
   index,
   options,
@@ -95,7 +96,7 @@ def find_overlap(
   work: str | os.PathLike[str],
   *,
   per_class: int = 0,
-  max_side: int = extraction.MAX_SIDE,
+  max_side: int = extractors.MAX_SIDE,
   min_probability: float = MIN_PROBABILITY,
   workers: int | None = None,
 ) -> Found:
@@ -116,7 +117,7 @@ def find_overlap(
     InputError: if `evaluation` holds no photograph, or `work` another search.
   """
   work = Path(work)
-  extractor = extraction.open_extractor("rootsift", max_side=max_side)
+  extractor = extractors.open_extractor("rootsift", max_side=max_side)
   places = _index(extractor, evaluation, work, workers)
   labels = np.concatenate([dataset.train.labels, dataset.validation.labels])
   log = work / "searched.jsonl"
@@ -223,7 +224,7 @@ def write_classes(
 
 
 def _index(
-  extractor: extraction.Extractor,
+  extractor: extractors.Extractor,
   evaluation: str | os.PathLike[str],
   work: Path,
   workers: int | None,
@@ -350,7 +351,7 @@ if __name__ == "__main__":
   )
   flags.DEFINE_integer(
     "max_side",
-    extraction.MAX_SIDE,
+    extractors.MAX_SIDE,
     "photographs are reduced to this longest side, in pixels, first.",
     lower_bound=64,
   )

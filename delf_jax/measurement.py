@@ -18,7 +18,7 @@ import numpy as np
 
 from delf_jax import (
   cached_database,
-  extraction,
+  extractors,
   feature_cache,
   global_search,
   html_report,
@@ -55,7 +55,7 @@ _METRIC_CODE = ("measurement.py", "evaluation/*.py")
 
 
 def evaluate(
-  extractor: extraction.Extractor,
+  extractor: extractors.Extractor,
   retrieval_set: RetrievalSet,
   *,
   output: str | Path,
@@ -102,7 +102,7 @@ def evaluate(
   if not one_each and search.get("score", retrieval.SCORE) == "probability":
     search["calibration"] = search.get(
       "calibration"
-    ) or extraction.calibration_of(extractor.settings, extractor.source)
+    ) or extractors.calibration_of(extractor.settings, extractor.source)
   start = time.perf_counter()
   items = _items(retrieval_set)
   stamps = feature_cache.stamps(

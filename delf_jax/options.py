@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from absl import flags
 
-from delf_jax import checkpoint, extraction, match_score, retrieval
+from delf_jax import checkpoint, extraction, extractors, match_score, retrieval
 from delf_jax.errors import InputError
 from delf_jax.geometry.models import ErrorName, ModelName
 from delf_jax.geometry.sampling import SamplingName
@@ -46,12 +46,12 @@ def define_features() -> None:
     "features",
     None,
     f"a training run, or one of "
-    f"{', '.join((*checkpoint.NAMES, *extraction.HANDCRAFTED))} "
+    f"{', '.join((*checkpoint.NAMES, *extractors.HANDCRAFTED))} "
     f"({checkpoint.DEFAULT}).",
   )
   flags.DEFINE_integer(
     "max_side",
-    extraction.MAX_SIDE,
+    extractors.MAX_SIDE,
     "photographs are reduced to this longest side, in pixels, first.",
     lower_bound=64,
   )
@@ -98,7 +98,7 @@ def define_workers() -> None:
   )
 
 
-def open_extractor(values: flags.FlagValues) -> extraction.Extractor:
+def open_extractor(values: flags.FlagValues) -> extractors.Extractor:
   """Opens the kind of feature that the flags of `define_features` ask for.
 
   Raises:
@@ -122,7 +122,7 @@ def open_extractor(values: flags.FlagValues) -> extraction.Extractor:
     given["sides"] = [int(side) for side in given["sides"]]
     if min(given["sides"]) < extraction.MIN_SIDE:
       raise InputError(f"--sides: give {extraction.MIN_SIDE} pixels or more")
-  return extraction.open_extractor(
+  return extractors.open_extractor(
     values.features or checkpoint.DEFAULT, max_side=values.max_side, **given
   )
 
@@ -252,8 +252,8 @@ def search_options(values: flags.FlagValues) -> dict[str, Any]:
     if not named and not ("index" in values and values.index):
       named = checkpoint.DEFAULT
     if named:
-      found["calibration"] = extraction.calibration_of(
-        {"kind": extraction.kind_of(named)}, named
+      found["calibration"] = extractors.calibration_of(
+        {"kind": extractors.kind_of(named)}, named
       )
   return found
 

@@ -27,6 +27,7 @@ from delf_jax import (
   database,
   drawing,
   extraction,
+  extractors,
   global_search,
   html_report,
   options,
@@ -70,7 +71,7 @@ def as_json(
 
 
 def compare_photographs(
-  extractor: extraction.Extractor, photo: str, other: str, **search: Any
+  extractor: extractors.Extractor, photo: str, other: str, **search: Any
 ) -> tuple[Photograph, retrieval.Match]:
   """Matches two photographs, without an index.
 
@@ -116,7 +117,7 @@ def rank_photographs(
 
 
 def compare_descriptors(
-  values: flags.FlagValues, extractor: extraction.Extractor
+  values: flags.FlagValues, extractor: extractors.Extractor
 ) -> int:
   """Compares two photographs by global descriptors."""
   options.refuse(

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from jax import export
 
-from delf_jax import exported, extraction
+from delf_jax import exported, extractors
 from delf_jax.checkpoint import Model
 from delf_jax.errors import InputError
 from delf_jax.exported import META, PROGRAM, WEIGHTS
@@ -93,7 +93,7 @@ def lower(
       f"--max_side: {max_side} is too large; {exported.MOST_SIDE} is the most"
     )
   options = {**_defaults(), **model.extraction, **options}
-  network, variables = extraction.pyramid_network(model)
+  network, variables = extractors.pyramid_network(model)
   # The classifiers are for training; of many landmarks, they are large.
   read = jax.eval_shape(
     functools.partial(model.network.init, method="dense"),

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from delf_jax import extraction, retrieval
+from delf_jax import extractors, retrieval
 from delf_jax.errors import InputError
 from delf_jax.features import pyramid
 
@@ -21,7 +21,7 @@ DEFAULTS: Mapping[str, Any] = {
   "dataset.distractors": -1,
   "dataset.seed": 0,
   "dataset.options": (),
-  # "delf", "lift", "global" or one of `extraction.HANDCRAFTED`.
+  # "delf", "lift", "global" or one of `extractors.HANDCRAFTED`.
   "features.kind": "delf",
   # A training run, or the name of one of config.checkpoints after an "@".
   "features.checkpoint": "",
@@ -35,7 +35,7 @@ DEFAULTS: Mapping[str, Any] = {
   # What a PCA of more dimensions than the checkpoint's is learned on: a folder,
   # or by default the photographs that the checkpoint was trained on.
   "features.pca_photographs": "",
-  "features.max_side": extraction.MAX_SIDE,
+  "features.max_side": extractors.MAX_SIDE,
   # Of global descriptors: longest sides that photographs are brought to; by
   # default what the checkpoint recommends.
   "features.sides": (),

@@ -13,6 +13,7 @@ import numpy as np
 from delf_jax import (
   checkpoint,
   extraction,
+  extractors,
   feature_cache,
   index,
   match_score,
@@ -95,7 +96,7 @@ def check(settings: Mapping[str, Any]) -> None:
       missing.
   """
   kind = settings["features.kind"]
-  _check_choice(settings, "features.kind", (*_LEARNED, *extraction.HANDCRAFTED))
+  _check_choice(settings, "features.kind", (*_LEARNED, *extractors.HANDCRAFTED))
   _check_choice(settings, "features.score", get_args(pyramid.Score))
   _check_choice(settings, "index.kind", index.KINDS)
   signature = inspect.signature(retrieval.search).parameters
@@ -199,7 +200,7 @@ def _fewer_distractors(
 
 def open_features(
   settings: Mapping[str, Any], cache: str | os.PathLike
-) -> tuple[extraction.Extractor, Selection]:
+) -> tuple[extractors.Extractor, Selection]:
   """Opens the features of a measurement.
 
   What is extracted is shared with other rows: features of one network, set of
@@ -220,9 +221,9 @@ def open_features(
     max_features=count, min_score=settings["features.score_threshold"]
   )
   most = max(count, _SHARED_FEATURES)
-  if kind in extraction.HANDCRAFTED:
+  if kind in extractors.HANDCRAFTED:
     return (
-      extraction.open_extractor(kind, max_side=max_side, max_features=most),
+      extractors.open_extractor(kind, max_side=max_side, max_features=most),
       selection,
     )
   if kind == "global":
@@ -236,7 +237,7 @@ def open_features(
     )
   if kind == "lift":
     return (
-      extraction.open_extractor(source, max_side=max_side, max_features=most),
+      extractors.open_extractor(source, max_side=max_side, max_features=most),
       selection,
     )
   options = {
@@ -259,7 +260,7 @@ def open_features(
   if dims > 0:
     selection = dataclasses.replace(selection, dims=dims)
   model = dataclasses.replace(model, reduction=reduction)
-  extractor = extraction.Extractor(
+  extractor = extractors.Extractor(
     extract=_lazy_extractor(model, max_side),
     settings={
       "kind": "delf",
@@ -268,13 +269,13 @@ def open_features(
       "reduction": learned,
       **options,
     },
-    source=extraction.source_of(source),
+    source=extractors.source_of(source),
     max_side=max_side,
   )
   return extractor, selection
 
 
-def _global_features(settings: Mapping[str, Any]) -> extraction.Extractor:
+def _global_features(settings: Mapping[str, Any]) -> extractors.Extractor:
   """Opens global descriptors: with the checkpoint's whitening, or none."""
   source = _checkpoint(settings)
   model = _load(source)
@@ -287,7 +288,7 @@ def _global_features(settings: Mapping[str, Any]) -> extraction.Extractor:
       "takes the whitening of the checkpoint and 0 none"
     )
   sides = settings["features.sides"]
-  extractor = extraction.global_extractor(
+  extractor = extractors.global_extractor(
     dataclasses.replace(model, reduction=None) if dims == 0 else model,
     source,
     max_side=settings["features.max_side"],
@@ -306,12 +307,12 @@ def _load(source: str) -> checkpoint.Model:
 
 def _lazy_extractor(
   model: checkpoint.Model, max_side: int
-) -> extraction.Extract:
+) -> extractors.Extract:
   """Compiles when the first photograph comes, if one does."""
 
   @functools.cache
   def extractor() -> Callable:
-    return extraction.delf_extractor(model, max_side=max_side)
+    return extractors.delf_extractor(model, max_side=max_side)
 
   return lambda photograph: extractor()(photograph)
 

@@ -39,6 +39,7 @@ from ml_collections import ConfigDict, config_flags
 from delf_jax import (
   checkpoint,
   extraction,
+  extractors,
   hosts,
   journal,
   labelled_features,
@@ -74,9 +75,9 @@ def train(config: ConfigDict, workdir: str) -> Path:
     run_config.keep(settings, workdir)
     data = labelled_features.open_labelled(**settings["data"])
     kind = data.settings["kind"]
-    if kind not in extraction.HANDCRAFTED:
+    if kind not in extractors.HANDCRAFTED:
       raise InputError(
-        f"selection is learned on {' and '.join(extraction.HANDCRAFTED)}, not "
+        f"selection is learned on {' and '.join(extractors.HANDCRAFTED)}, not "
         f"on {kind}, which has an attention of its own"
       )
     print(data.summary())

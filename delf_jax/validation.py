@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from delf_jax import checkpoint, extraction, hosts, measurement
+from delf_jax import checkpoint, extraction, extractors, hosts, measurement
 from delf_jax.data import (
   examples,
   retrieval_sets,
@@ -329,12 +329,12 @@ def retrieval(
     out.
   """
   if isinstance(model.network, GlobalDescriptor):
-    extractor = extraction.global_extractor(
+    extractor = extractors.global_extractor(
       model, "training", max_side=max_side
     )
   else:
-    extractor = extraction.Extractor(
-      extract=extraction.delf_extractor(model, max_side=max_side, **options),
+    extractor = extractors.Extractor(
+      extract=extractors.delf_extractor(model, max_side=max_side, **options),
       settings={"kind": "delf", "max_side": max_side},
       source="training",
       max_side=max_side,

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from delf_jax import cached_database, extraction, feature_cache, retrieval
+from delf_jax import cached_database, extractors, feature_cache, retrieval
 from delf_jax.data import synthetic_folder
 from delf_jax.feature_cache import Selection
 from delf_jax.items import Item
@@ -25,7 +25,7 @@ def cached(tmp_path_factory):
     str(path.relative_to(photos)) for path in photos.rglob("*.jpg")
   )
   found = feature_cache.extract(
-    extraction.open_extractor("rootsift", max_features=100),
+    extractors.open_extractor("rootsift", max_features=100),
     photos,
     [Item(path) for path in paths],
     root / "cache",

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from delf_jax import calibrate, database, extraction, match_score
+from delf_jax import calibrate, database, extractors, match_score
 from delf_jax.errors import InputError
 from delf_jax.evaluation import protocols
 from delf_jax.features import store
@@ -205,18 +205,18 @@ def test_a_checkpoint_may_carry_its_own(tmp_path):
   (run / "model").mkdir(parents=True)
   settings = {"kind": "delf", "features": str(run)}
   shipped = match_score.shipped
-  assert extraction.calibration_of(settings) == shipped("delf")
+  assert extractors.calibration_of(settings) == shipped("delf")
   own = dataclasses.replace(shipped("delf"), bias=0.25)
   match_score.write_calibration(own, run / "model" / "calibration.json")
-  assert extraction.calibration_of(settings) == own
-  assert extraction.calibration_of(settings, str(run / "model")) == own
-  assert extraction.calibration_of({"kind": "delf"}, str(run)) == own
+  assert extractors.calibration_of(settings) == own
+  assert extractors.calibration_of(settings, str(run / "model")) == own
+  assert extractors.calibration_of({"kind": "delf"}, str(run)) == own
   for kind in ("rootsift", "imported"):
     other = {"kind": kind, "features": kind}
-    assert extraction.calibration_of(other) == shipped(kind)
+    assert extractors.calibration_of(other) == shipped(kind)
   (run / "model" / "calibration.json").write_text("{}")
   with pytest.raises(InputError, match="no calibration"):
-    extraction.calibration_of(settings)
+    extractors.calibration_of(settings)
 
 
 def test_a_store_brings_its_calibration(places):

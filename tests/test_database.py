@@ -10,6 +10,7 @@ from delf_jax import (
   build_index,
   database,
   extraction,
+  extractors,
   html_report,
   index,
   presentation,
@@ -32,7 +33,7 @@ def world(tmp_path_factory):
   config = synthetic.get_config("tiny")
   config.dataset.path = str(root / "training_data")
   train.train(config, str(root / "run"))
-  extractor = extraction.open_extractor(str(root / "run"), max_side=320)
+  extractor = extractors.open_extractor(str(root / "run"), max_side=320)
   extraction.extract_folder(extractor, root / "data/photos", root / "store")
   build_index.build(str(root / "store"), "exact", str(root / "index"))
   return root
@@ -96,12 +97,12 @@ def test_a_store_that_changed_after_the_index_was_built(world, tmp_path):
   shutil.copytree(world / "store", tmp_path / "store")
   shutil.copytree(world / "index", tmp_path / "index")
   extraction.extract_folder(
-    extraction.open_extractor(str(world / "run"), max_side=320),
+    extractors.open_extractor(str(world / "run"), max_side=320),
     world / "data" / "photos",
     tmp_path / "store",
   )
   database.open_database(tmp_path / "index", store_directory=tmp_path / "store")
-  other = extraction.open_extractor("rootsift")
+  other = extractors.open_extractor("rootsift")
   extraction.extract_folder(
     other, world / "data" / "photos", tmp_path / "other"
   )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from delf_jax import checkpoint, exported, extraction, stablehlo
+from delf_jax import checkpoint, exported, extractors, stablehlo
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
 from delf_jax.exported import ExportError
@@ -118,7 +118,7 @@ def test_features_equal_those_of_the_ordinary_extractor(
 ):
   model = tiny_model(reduced=reduced, **architecture)
   extractor = exported.load(write(tmp_path / "export", model, **options))
-  ordinary = extraction.delf_extractor(model, max_side=MAX_SIDE, **options)
+  ordinary = extractors.delf_extractor(model, max_side=MAX_SIDE, **options)
   dim = 12 if reduced or "code_dim" in architecture else 128
   for size in [(95, 128), (96, 113), (78, 121)]:  # of one canvas
     pixels = textured(*size)
@@ -212,7 +212,7 @@ def test_the_directory_and_jax_are_enough(whole, tmp_path):
     env={**os.environ, "PYTHONPATH": f"{tmp_path}/site:{tmp_path}/moved"},
     check=True,
   )
-  ordinary = extraction.delf_extractor(
+  ordinary = extractors.delf_extractor(
     tiny_model(reduced=True), max_side=MAX_SIDE
   )
   with np.load(tmp_path / "found.npz") as found:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delf_jax import checkpoint, extraction
+from delf_jax import checkpoint, extraction, extractors
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
 from delf_jax.features import store
@@ -84,7 +84,7 @@ def test_the_good_are_extracted_and_the_bad_reported(
   photos, tmp_path, tiny_checkpoint, kind
 ):
   features = tiny_checkpoint if kind == "delf" else kind
-  extractor = extraction.open_extractor(features, max_side=128)
+  extractor = extractors.open_extractor(features, max_side=128)
   counts = extraction.extract_folder(extractor, photos, tmp_path / "store")
   assert counts.done == len(GOOD) and counts.kept == 0
   assert {path for path, _ in counts.skipped} == BAD
@@ -105,7 +105,7 @@ def test_the_good_are_extracted_and_the_bad_reported(
 def test_the_store_does_not_depend_on_workers_or_company(
   photos, tmp_path, tiny_checkpoint
 ):
-  extractor = extraction.open_extractor(tiny_checkpoint, max_side=128)
+  extractor = extractors.open_extractor(tiny_checkpoint, max_side=128)
   for name, workers in [("one", 1), ("many", 5)]:
     extraction.extract_folder(
       extractor, photos, tmp_path / name, workers=workers
@@ -126,19 +126,19 @@ def test_the_store_does_not_depend_on_workers_or_company(
 def test_a_second_run_keeps_what_is_there_and_adds_what_is_new(
   photos, tmp_path
 ):
-  extractor = extraction.open_extractor("rootsift")
+  extractor = extractors.open_extractor("rootsift")
   first = extraction.extract_folder(extractor, photos, tmp_path / "store")
   write(photos / "new.png", textured(70, 70, 9))
   second = extraction.extract_folder(extractor, photos, tmp_path / "store")
   assert (second.done, second.kept) == (1, first.done)
   assert set(store.open_store(tmp_path / "store").paths) == GOOD | {"new.png"}
-  other = extraction.open_extractor("sift")
+  other = extractors.open_extractor("sift")
   with pytest.raises(InputError, match="kind"):
     extraction.extract_folder(other, photos, tmp_path / "store")
 
 
 def test_nothing_is_lost_when_the_keyboard_interrupts(photos, tmp_path):
-  real = extraction.open_extractor("rootsift")
+  real = extractors.open_extractor("rootsift")
   calls = []
 
   def interrupted(photograph):
@@ -147,7 +147,7 @@ def test_nothing_is_lost_when_the_keyboard_interrupts(photos, tmp_path):
       raise KeyboardInterrupt
     return real.extract(photograph)
 
-  extractor = extraction.Extractor(
+  extractor = extractors.Extractor(
     extract=interrupted,
     settings=real.settings,
     source=real.source,
@@ -166,7 +166,7 @@ def test_locations_are_in_pixels_of_the_original(tmp_path, tiny_checkpoint):
   pixels[300:360, 420:480] = textured(60, 60)
   write(tmp_path / "large.png", pixels)
   for features in ("rootsift", tiny_checkpoint):
-    extractor = extraction.open_extractor(
+    extractor = extractors.open_extractor(
       features, max_side=200, max_features=5
     )
     _, found = extraction.extract_file(extractor, tmp_path / "large.png")
@@ -176,34 +176,34 @@ def test_locations_are_in_pixels_of_the_original(tmp_path, tiny_checkpoint):
 
 def test_options_override_what_the_checkpoint_recommends(tiny_checkpoint):
   photograph = Photograph(textured(100, 100), 100, 100)
-  usual = extraction.open_extractor(tiny_checkpoint, max_side=128)
-  changed = extraction.open_extractor(
+  usual = extractors.open_extractor(tiny_checkpoint, max_side=128)
+  changed = extractors.open_extractor(
     tiny_checkpoint, max_side=128, max_features=7, score="l2_norm"
   )
   assert len(usual.extract(photograph).mask) > 7
   assert len(changed.extract(photograph).mask) == 7
   assert changed.settings["score"] == "l2_norm"
   with pytest.raises(InputError, match="score: not an option of rootsift"):
-    extraction.open_extractor("rootsift", score="l2_norm")
+    extractors.open_extractor("rootsift", score="l2_norm")
 
 
 def test_a_moved_or_changed_checkpoint_is_noticed(tmp_path, tiny_checkpoint):
   settings = {
-    **extraction.open_extractor(tiny_checkpoint, max_side=128).settings,
+    **extractors.open_extractor(tiny_checkpoint, max_side=128).settings,
     "features": str(tmp_path / "gone"),
   }
   with pytest.raises(InputError, match="no such checkpoint"):
-    extraction.reopen(settings)
-  again = extraction.reopen(settings, features=tiny_checkpoint)
+    extractors.reopen(settings)
+  again = extractors.reopen(settings, features=tiny_checkpoint)
   assert again.settings["fingerprint"] == settings["fingerprint"]
   settings["fingerprint"] = "another"
   with pytest.raises(InputError, match="give that checkpoint with --features"):
-    extraction.reopen(settings, features=tiny_checkpoint)
+    extractors.reopen(settings, features=tiny_checkpoint)
 
 
 def test_imported_features_cannot_be_extracted_of_a_query():
   with pytest.raises(InputError, match="were imported from 'features.h5'"):
-    extraction.reopen({"kind": "imported", "features": "features.h5"})
+    extractors.reopen({"kind": "imported", "features": "features.h5"})
 
 
 @pytest.mark.parametrize(
@@ -223,11 +223,11 @@ def test_imported_features_cannot_be_extracted_of_a_query():
 def test_a_backbone_without_attention(tmp_path, changes):
   path = save_tiny(tmp_path / "model", extraction={}, **changes)
   photograph = Photograph(textured(80, 100, 1), 80, 100)
-  found = extraction.open_extractor(path, max_side=128).extract(photograph)
+  found = extractors.open_extractor(path, max_side=128).extract(photograph)
   assert found.mask.all() and len(found.mask) > 10
   for score in ("attention", "product"):
     with pytest.raises(InputError, match="no attention head"):
-      extraction.open_extractor(path, score=score)
+      extractors.open_extractor(path, score=score)
 
 
 @pytest.mark.parametrize("kind", ["rootsift", "delf"])
@@ -239,7 +239,7 @@ def test_features_of_a_part_are_those_of_a_file_that_shows_it_alone(
   write(tmp_path / "photos/whole.png", pixels)
   box = (20.4, 60.0, 120, 200.6)
   write(tmp_path / "alone/part.png", pixels[20:120, 60:201])
-  extractor = extraction.open_extractor(
+  extractor = extractors.open_extractor(
     tiny_checkpoint if kind == "delf" else kind, max_side=max_side
   )
   counts = extraction.extract_items(
@@ -277,7 +277,7 @@ def test_a_box_is_of_the_upright_photograph(tmp_path):
   path = tmp_path / "lying.png"
   image.save(path, exif=exif)
   write(tmp_path / "upright.png", pixels)
-  extractor = extraction.open_extractor("rootsift")
+  extractor = extractors.open_extractor("rootsift")
   item = Item("lying.png", (10, 20, 80, 140))
   size, lying = extraction.extract_item(extractor, tmp_path, item)
   _, upright = extraction.extract_item(
@@ -288,7 +288,7 @@ def test_a_box_is_of_the_upright_photograph(tmp_path):
 
 
 def test_items_that_cannot_be_used_are_named(photos, tmp_path):
-  extractor = extraction.open_extractor("rootsift")
+  extractor = extractors.open_extractor("rootsift")
   items = [
     ("one.png", (10, 10, 70, 90)),
     ("one.png", (200, 10, 270, 90)),
@@ -334,7 +334,7 @@ def test_items_that_cannot_be_used_are_named(photos, tmp_path):
 
 
 def test_an_empty_folder_and_an_unreadable_one(tmp_path):
-  extractor = extraction.open_extractor("rootsift")
+  extractor = extractors.open_extractor("rootsift")
   (tmp_path / "empty").mkdir()
   with pytest.raises(InputError, match="no photographs under"):
     extraction.extract_folder(extractor, tmp_path / "empty", tmp_path / "out")

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from delf_jax import extraction, feature_cache
+from delf_jax import extraction, extractors, feature_cache
 from delf_jax.data import synthetic_folder
 from delf_jax.errors import InputError
 from delf_jax.feature_cache import Selection
@@ -34,10 +34,10 @@ def items_of(photos):
 def test_the_first_of_many_are_what_fewer_would_be(photos):
   path = photos / items_of(photos)[0].path
   _, many = extraction.extract_file(
-    extraction.open_extractor("rootsift", max_features=300), path
+    extractors.open_extractor("rootsift", max_features=300), path
   )
   _, few = extraction.extract_file(
-    extraction.open_extractor("rootsift", max_features=50), path
+    extractors.open_extractor("rootsift", max_features=50), path
   )
   part = Selection(max_features=50)(many)
   np.testing.assert_array_equal(part.locations, few.locations)
@@ -67,7 +67,7 @@ def test_leading_dimensions_are_a_smaller_pca():
 def test_what_is_there_is_not_extracted_again(photos, tmp_path, monkeypatch):
   items = items_of(photos)
   calls = []
-  plain = extraction.open_extractor("rootsift", max_features=50)
+  plain = extractors.open_extractor("rootsift", max_features=50)
 
   def extract(photograph):
     calls.append(photograph)
@@ -91,7 +91,7 @@ def test_an_exchanged_photograph_voids_the_store(photos, tmp_path, capsys):
   mine = tmp_path / "photos"
   shutil.copytree(photos, mine)
   items = items_of(mine)
-  extractor = extraction.open_extractor("rootsift", max_features=50)
+  extractor = extractors.open_extractor("rootsift", max_features=50)
   before = feature_cache.extract(extractor, mine, items, tmp_path / "cache")
   old = before.features(items[0].name, feature_cache.EVERYTHING)
   shutil.copy(mine / items[1].path, mine / items[0].path)
@@ -107,7 +107,7 @@ def test_an_exchanged_photograph_voids_the_store(photos, tmp_path, capsys):
 
 def test_unusable_photographs(tmp_path):
   (tmp_path / "broken.jpg").write_bytes(b"nothing")
-  extractor = extraction.open_extractor("rootsift")
+  extractor = extractors.open_extractor("rootsift")
   with pytest.raises(InputError, match=r"none of the 1.*broken\.jpg"):
     feature_cache.extract(
       extractor, tmp_path, [Item("broken.jpg")], tmp_path / "cache"
@@ -121,7 +121,7 @@ def test_a_repaired_photograph_is_tried_again(photos, tmp_path, capsys):
   first = mine / items[0].path
   good = first.read_bytes()
   first.unlink()
-  extractor = extraction.open_extractor("rootsift", max_features=50)
+  extractor = extractors.open_extractor("rootsift", max_features=50)
   for content in (None, b"nothing", good):
     if content is not None:
       first.write_bytes(content)

@@ -11,6 +11,7 @@ import pytest
 from delf_jax import (
   checkpoint,
   extraction,
+  extractors,
   global_search,
   measurement,
   retrieval,
@@ -153,7 +154,7 @@ def benchmark(tmp_path_factory):
 
 
 def test_they_are_measured_like_local_features(run, benchmark, tmp_path):
-  extractor = extraction.open_extractor(str(run))
+  extractor = extractors.open_extractor(str(run))
   assert extractor.max_side == 224
   assert extractor.settings["kind"] == "global"
   results = {}
@@ -192,7 +193,7 @@ def test_they_are_measured_like_local_features(run, benchmark, tmp_path):
 
 
 def test_a_part_is_seen_at_the_resolution_of_the_whole(run, benchmark):
-  extractor = extraction.open_extractor(str(run), sides=(64,))
+  extractor = extractors.open_extractor(str(run), sides=(64,))
   path = benchmark.database[0]
   photograph = read_photograph(f"{benchmark.root}/{path}")
   height, width = photograph.height, photograph.width
@@ -207,7 +208,7 @@ def test_a_part_is_seen_at_the_resolution_of_the_whole(run, benchmark):
   box = (0.0, 0.0, height / 2, width / 2)
   _, half = extraction.extract_item(extractor, benchmark.root, Item(path, box))
   pixels = photograph.pixels[: height // 2, : width // 2]
-  small = extraction.open_extractor(str(run), sides=(32,))
+  small = extractors.open_extractor(str(run), sides=(32,))
   step = -(-max(pixels.shape[:2]) // small.max_side)
   part = small.extract(
     Photograph(
@@ -251,8 +252,8 @@ def test_a_describer_is_its_network():
 
 def test_options_of_local_features_are_refused(run):
   with pytest.raises(InputError, match="score: not an option of a global"):
-    extraction.open_extractor(str(run), score="attention")
-  opened = extraction.open_extractor(str(run), scales=(1.0,), max_side=300)
+    extractors.open_extractor(str(run), score="attention")
+  opened = extractors.open_extractor(str(run), scales=(1.0,), max_side=300)
   assert "sides" not in opened.settings and opened.max_side == 300
-  reopened = extraction.reopen({**opened.settings, "features": opened.source})
+  reopened = extractors.reopen({**opened.settings, "features": opened.source})
   assert reopened.settings == opened.settings

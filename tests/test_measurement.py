@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from delf_jax import extraction, match_score, measurement, retrieval
+from delf_jax import extractors, match_score, measurement, retrieval
 from delf_jax.data import retrieval_sets
 from delf_jax.errors import InputError
 from delf_jax.evaluation import results
@@ -30,7 +30,7 @@ def benchmark(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def extractor():
-  return extraction.open_extractor("rootsift", max_features=200)
+  return extractors.open_extractor("rootsift", max_features=200)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_a_selection_is_measured_as_if_it_alone_were_extracted(
     selection=Selection(max_features=60),
   )
   alone = evaluate(
-    extraction.open_extractor("rootsift", max_features=60),
+    extractors.open_extractor("rootsift", max_features=60),
     benchmark,
     tmp_path / "alone",
     cache,

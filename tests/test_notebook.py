@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from configs.synthetic import get_config
-from delf_jax import extraction, initialisation, notebook, retrieval
+from delf_jax import extractors, initialisation, notebook, retrieval
 from delf_jax.data import synthetic
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
@@ -22,7 +22,7 @@ def pair():
   query, image = (
     synthetic.render_view(0, 3, view, clutter=False).pixels for view in (0, 1)
   )
-  extractor = extraction.open_extractor("rootsift")
+  extractor = extractors.open_extractor("rootsift")
   photographs = [Photograph(p, *p.shape[:2]) for p in (query, image)]
   features = [extractor.extract(one) for one in photographs]
   sizes = [(one.height, one.width) for one in photographs]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delf_jax import extraction
+from delf_jax import extraction, extractors
 from delf_jax.data import retrieval_sets
 from delf_jax.data.retrieval_sets import cities, oxford_paris
 from delf_jax.errors import InputError
@@ -385,7 +385,7 @@ def test_own_boxes_are_cut_out_and_names_keep_the_two_apart(tmp_path):
   options = {"ground_truth": tmp_path / "truth.json"}
   opened = retrieval_sets.open_set("json", tmp_path / "photos", **options)
   assert [item.name for item in opened.query_items] == ["a.png#10,20,80,110"]
-  extractor = extraction.open_extractor("rootsift")
+  extractor = extractors.open_extractor("rootsift")
   extraction.extract_items(
     extractor,
     opened.root,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from delf_jax import checkpoint, extraction, match_score
+from delf_jax import checkpoint, extraction, extractors, match_score
 from delf_jax.checkpoint.__main__ import save_as
 from delf_jax.errors import InputError
 from delf_jax.models.normalisation import NORMALISATIONS
@@ -61,17 +61,17 @@ def test_settings_weights_and_calibration_change(source, tmp_path):
     "scales": [1.0],
     "max_features": 7,
   }
-  kept = tmp_path / "small" / extraction.CALIBRATION
+  kept = tmp_path / "small" / extractors.CALIBRATION
   assert kept.read_bytes() == fitted.read_bytes()
   pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3))
-  features = extraction.delf_extractor(model, max_side=96)(
+  features = extractors.delf_extractor(model, max_side=96)(
     extraction.Photograph(pixels.astype(np.uint8), 64, 96)
   )
   assert features.descriptors.shape == (7, 6)
   # Written again without saying more, it keeps what it has.
   save_as(tmp_path / "small", tmp_path / "again", weights="int8")
   again = tmp_path / "again"
-  assert (again / extraction.CALIBRATION).read_bytes() == fitted.read_bytes()
+  assert (again / extractors.CALIBRATION).read_bytes() == fitted.read_bytes()
   assert checkpoint.load_model(again).extraction == model.extraction
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from delf_jax import checkpoint, extraction, match_score, query
+from delf_jax import checkpoint, extractors, match_score, query
 from delf_jax.data import synthetic
 
 
@@ -25,14 +25,14 @@ def test_it_is_small_and_says_what_it_is(name):
 
 def test_its_name_leads_to_it_from_anywhere(name, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  extractor = extraction.open_extractor(name)
+  extractor = extractors.open_extractor(name)
   assert extractor.source == name
-  again = extraction.reopen({**extractor.settings, "features": name})
+  again = extractors.reopen({**extractor.settings, "features": name})
   assert again.settings == extractor.settings
 
 
 def test_its_calibration_is_its_own(name):
-  own = extraction.calibration_of({"kind": "delf"}, name)
+  own = extractors.calibration_of({"kind": "delf"}, name)
   assert own != match_score.shipped("delf")
   meta = json.loads((checkpoint.find_model(name) / "meta.json").read_text())
   fitted_on = {one["fingerprint"] for one in own.provenance["stores"]}
@@ -45,8 +45,8 @@ def test_it_finds_a_made_up_place_and_no_other(name, tmp_path):
     rendered = synthetic.render_view(0, landmark, view, size=(640, 480))
     paths.append(tmp_path / f"{landmark}_{view}.jpg")
     paths[-1].write_bytes(synthetic.encode_jpeg(rendered.pixels))
-  extractor = extraction.open_extractor(name, max_features=300)
-  calibration = extraction.calibration_of({}, name)
+  extractor = extractors.open_extractor(name, max_features=300)
+  calibration = extractors.calibration_of({}, name)
   same, other = (
     query.compare_photographs(
       extractor, str(paths[0]), str(path), calibration=calibration

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from delf_jax import extraction, table_config
+from delf_jax import extractors, table_config
 from delf_jax.errors import InputError
 
 TABLES = pathlib.Path(__file__).parents[1] / "configs" / "tables"
@@ -89,7 +89,7 @@ def test_every_row_resolves(name, variant):
       one.settings[f"features.{key}"] for key in ("kind", "checkpoint")
     )
     assert (
-      kind in extraction.HANDCRAFTED
+      kind in extractors.HANDCRAFTED
       or f"checkpoints.{checkpoint[1:]}" in one.settings
     )
   single = table_config.read_table(

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from configs import synthetic
-from delf_jax import checkpoint, extraction, retrieval, table_inputs, train
+from delf_jax import (
+  checkpoint,
+  extraction,
+  extractors,
+  retrieval,
+  table_inputs,
+  train,
+)
 from delf_jax.data import synthetic_folder
 from delf_jax.errors import InputError
 from delf_jax.table_config import DEFAULTS
@@ -110,8 +117,8 @@ def test_a_row_extracts_what_the_checkpoint_does(run, tmp_path):
       deviations=model.reduction.deviations[:4],
     ),
   )
-  alone = extraction.Extractor(
-    extract=extraction.delf_extractor(
+  alone = extractors.Extractor(
+    extract=extractors.delf_extractor(
       small,
       max_side=320,
       max_features=40,
@@ -179,7 +186,7 @@ def test_ones_own_photographs(tmp_path):
     ({"features.score": "norm"}, "expected one of l2_norm, attention, product"),
     ({"features.checkpoint": "@lc"}, r"--config\.checkpoints\.lc=RUN"),
     ({}, r"--config\.features\.checkpoint=RUN"),
-    ({"features.checkpoint": "/nowhere"}, "no checkpoint '/nowhere'"),
+    ({"features.checkpoint": "/nowhere"}, "/nowhere: no such checkpoint"),
     ({"index.kind": "kdtree"}, "'kdtree': expected one of exact, kd_tree"),
     ({"verification.model": "afine"}, "expected one of translation_scale"),
     ({"verification.votes": "some"}, "expected one of count, distance"),

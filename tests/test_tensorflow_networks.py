@@ -8,7 +8,7 @@ from delf_jax import checkpoint, convert
 from delf_jax.conversion import sources, targets
 from delf_jax.conversion.recipe import Options
 from delf_jax.data.photographs import Photograph
-from delf_jax.extraction import delf_extractor
+from delf_jax.extractors import delf_extractor
 from delf_jax.features.interchange import write_datum
 from delf_jax.models.delf import folded
 from delf_jax.models.normalisation import NORMALISATIONS

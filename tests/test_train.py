@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import delf_small, finetune, from_scratch, released, synthetic
-from delf_jax import checkpoint, extraction, journal, stages, train
+from delf_jax import checkpoint, extraction, extractors, journal, stages, train
 from delf_jax.errors import InputError
 
 
@@ -149,7 +149,7 @@ def test_correspondences_are_a_stage_like_others(
   assert "Correspondence" in page and "Attention" in page
   model = checkpoint.load_model(small_run)
   assert model.network.descriptor_channels == 8 and model.reduction is None
-  extractor = extraction.open_extractor(str(small_run), max_side=96)
+  extractor = extractors.open_extractor(str(small_run), max_side=96)
   _, found = extraction.extract_file(extractor, photographs / "a" / "0.png")
   assert found.descriptors.shape[1] == 8
   lengths = np.linalg.norm(found.descriptors[np.asarray(found.mask)], axis=1)
@@ -180,7 +180,7 @@ def test_photographs_without_labels_are_enough(photographs, tmp_path):
   assert model.network.num_classes == 0
   assert model.reduction.components.shape == (4, 8)
   config.stages = ("correspondence", "attention")
-  with pytest.raises(InputError, match="'attention' classifies landmarks"):
+  with pytest.raises(InputError, match="'attention' needs landmarks"):
     train.train(config, str(tmp_path / "other"))
   config.attention.steps = 0
   settings = json.loads(config.to_json_best_effort())

@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs import dir as dir_config
 from configs import siamac
-from delf_jax import checkpoint, extraction, journal, stages, train
+from delf_jax import checkpoint, extraction, extractors, journal, stages, train
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_run_leaves_a_whitened_descriptor(run, photographs):
   assert len(list((run / "mined" / "ranking").glob("*.npz"))) == 2
   model = checkpoint.load_model(run)
   assert model.reduction.components.shape == (4, 128)
-  extractor = extraction.open_extractor(str(run))
+  extractor = extractors.open_extractor(str(run))
   _, found = extraction.extract_file(extractor, photographs / "a" / "0.png")
   assert found.descriptors.shape == (1, 4)
   np.testing.assert_allclose(np.linalg.norm(found.descriptors), 1, rtol=1e-5)

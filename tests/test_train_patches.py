@@ -15,6 +15,7 @@ from configs import lift as configs
 from delf_jax import (
   checkpoint,
   extraction,
+  extractors,
   journal,
   lift_extraction,
   match_score,
@@ -81,24 +82,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, photographs, tmp_path):
 
 
 def test_its_model_extracts_and_is_opened_again(run, photographs):
-  extractor = extraction.open_extractor(str(run), max_side=160)
-  assert extractor.settings["kind"] == extraction.kind_of(str(run)) == "lift"
+  extractor = extractors.open_extractor(str(run), max_side=160)
+  assert extractor.settings["kind"] == extractors.kind_of(str(run)) == "lift"
   # Neither hand-crafted nor dense: the calibration for any kind.
-  assert extraction.calibration_of(extractor.settings) == match_score.shipped()
+  assert extractors.calibration_of(extractor.settings) == match_score.shipped()
   _, found = extraction.extract_file(extractor, photographs / "0.png")
   assert found.descriptors.shape[1] == 8 and 0 < len(found.mask) <= 50
   lengths = np.linalg.norm(found.descriptors, axis=1)
   np.testing.assert_allclose(lengths, 1, rtol=1e-4)
-  again = extraction.reopen(
+  again = extractors.reopen(
     {**extractor.settings, "features": extractor.source}
   )
   _, same = extraction.extract_file(again, photographs / "0.png")
   jax.tree.map(np.testing.assert_array_equal, same, found)
-  fewer = extraction.open_extractor(str(run), max_features=3)
+  fewer = extractors.open_extractor(str(run), max_features=3)
   _, few = extraction.extract_file(fewer, photographs / "0.png")
   assert len(few.mask) == 3
   with pytest.raises(InputError, match="score: not an option of LIFT"):
-    extraction.open_extractor(str(run), score="l2_norm")
+    extractors.open_extractor(str(run), score="l2_norm")
 
 
 def test_descriptors_are_centred_by_what_it_learned(run, photographs):

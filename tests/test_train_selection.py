@@ -14,6 +14,7 @@ from configs import selection as config_file
 from delf_jax import (
   checkpoint,
   extraction,
+  extractors,
   journal,
   labelled_features,
   match_score,
@@ -318,7 +319,7 @@ def photographs(tmp_path_factory):
 def real_run(photographs, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("real")
   extraction.extract_folder(
-    extraction.open_extractor("rootsift", max_features=200),
+    extractors.open_extractor("rootsift", max_features=200),
     photographs,
     workdir / "store",
   )
@@ -329,7 +330,7 @@ def real_run(photographs, tmp_path_factory):
 
 def test_the_best_of_many_are_kept(real_run, photographs):
   photograph = read_photograph(photographs / "a" / "0.png")
-  every = extraction.open_extractor("rootsift", max_features=200)
+  every = extractors.open_extractor("rootsift", max_features=200)
   every = every.extract(photograph)
   assert len(every.mask) > 60
   model = checkpoint.load_selector(real_run)
@@ -341,7 +342,7 @@ def test_the_best_of_many_are_kept(real_run, photographs):
     ("attention", attention),
     ("product", attention * every.scores),
   ]:
-    extractor = extraction.open_extractor(str(real_run), score=score)
+    extractor = extractors.open_extractor(str(real_run), score=score)
     found = extractor.extract(photograph)
     best = np.argsort(-expected, kind="stable")[:50]
     np.testing.assert_array_equal(found.descriptors, every.descriptors[best])
@@ -352,7 +353,7 @@ def test_the_best_of_many_are_kept(real_run, photographs):
 
 def test_a_blank_photograph_has_no_features(real_run, tmp_path):
   Image.new("RGB", (64, 64), "grey").save(tmp_path / "blank.png")
-  extractor = extraction.open_extractor(str(real_run))
+  extractor = extractors.open_extractor(str(real_run))
   _, found = extraction.extract_file(extractor, tmp_path / "blank.png")
   assert found.descriptors.shape == (0, 128)
 
@@ -360,11 +361,11 @@ def test_a_blank_photograph_has_no_features(real_run, tmp_path):
 def test_a_store_of_selected_features_is_opened_again(
   real_run, photographs, tmp_path
 ):
-  extractor = extraction.open_extractor(str(real_run), max_features=20)
+  extractor = extractors.open_extractor(str(real_run), max_features=20)
   extraction.extract_folder(extractor, photographs, tmp_path / "store")
   opened = store.open_store(tmp_path / "store")
   assert np.diff(opened.offsets).max() == 20
-  again = extraction.reopen(opened.settings)
+  again = extractors.reopen(opened.settings)
   assert again.settings == extractor.settings
   # One that learned something else is not what the store was made with.
   other = shutil.copytree(real_run, tmp_path / "other")
@@ -372,14 +373,14 @@ def test_a_store_of_selected_features_is_opened_again(
   model.variables["params"]["attention2"]["bias"] += 1.0
   checkpoint.save_selector(other / "model", model)
   with pytest.raises(InputError, match="is not what the photographs"):
-    extraction.reopen(opened.settings, features=str(other))
+    extractors.reopen(opened.settings, features=str(other))
 
 
 def test_selected_features_are_calibrated_as_their_kind(real_run):
-  extractor = extraction.open_extractor(str(real_run))
-  assert extraction.kind_of(str(real_run)) == "rootsift"
+  extractor = extractors.open_extractor(str(real_run))
+  assert extractors.kind_of(str(real_run)) == "rootsift"
   assert extractor.settings["kind"] == "rootsift"
-  calibration = extraction.calibration_of(extractor.settings, str(real_run))
+  calibration = extractors.calibration_of(extractor.settings, str(real_run))
   assert calibration == match_score.shipped("rootsift")
 
 
@@ -393,7 +394,7 @@ def test_selected_features_are_calibrated_as_their_kind(real_run):
 )
 def test_options_that_do_not_apply_are_refused(real_run, options, message):
   with pytest.raises(InputError, match=message):
-    extraction.open_extractor(str(real_run), **options)
+    extractors.open_extractor(str(real_run), **options)
 
 
 def test_a_selector_is_no_network(real_run):

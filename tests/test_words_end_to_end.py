@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from delf_jax import build_index, database, extraction, index, measurement
+from delf_jax import (
+  build_index,
+  database,
+  extraction,
+  extractors,
+  index,
+  measurement,
+)
 from delf_jax import cached_database as cached
 from delf_jax.data import retrieval_sets
 from delf_jax.errors import InputError
@@ -128,7 +135,7 @@ def test_another_vocabulary_in_the_same_place_is_another_index(tmp_path):
     clutter=1,
     distractors=1,
   )
-  extractor = extraction.open_extractor("rootsift", max_features=100)
+  extractor = extractors.open_extractor("rootsift", max_features=100)
   words = tmp_path / "words"
 
   def measured(seed):

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from delf_jax import checkpoint, extraction, match_score, program
+from delf_jax import checkpoint, extractors, match_score, program
 from delf_jax.checkpoint.architecture import architecture
 from delf_jax.checkpoint.arrays import named
 from delf_jax.errors import InputError
@@ -73,20 +73,20 @@ def save_as(
       checkpoint cannot be written.
   """
   model = checkpoint.load_model(source)
-  unknown = sorted((settings or {}).keys() - set(extraction.OPTIONS))
+  unknown = sorted((settings or {}).keys() - set(extractors.OPTIONS))
   if unknown:
     raise InputError(
       f"--option {unknown[0]}: extraction has no such setting; it has "
-      f"{', '.join(extraction.OPTIONS)}"
+      f"{', '.join(extractors.OPTIONS)}"
     )
-  given = Path(calibration) if calibration else source / extraction.CALIBRATION
+  given = Path(calibration) if calibration else source / extractors.CALIBRATION
   kept = None
   if calibration or given.is_file():
     match_score.read_calibration(given)
     kept = given.read_bytes()
   changed = {**model.extraction, **(settings or {})}
   # Refuses settings that the network cannot be extracted with.
-  extraction.delf_extractor(model, **changed)
+  extractors.delf_extractor(model, **changed)
   checkpoint.save_model(
     directory,
     network=model.network,
@@ -102,7 +102,7 @@ def save_as(
   for path in directory.rglob("commit_success.txt"):
     path.write_text("written\n")
   if kept is not None:
-    (directory / extraction.CALIBRATION).write_bytes(kept)
+    (directory / extractors.CALIBRATION).write_bytes(kept)
   files = [path for path in directory.rglob("*") if path.is_file()]
   size = sum(path.stat().st_size for path in files) / 2**20
   print(f"{directory}: {weights}, {size:.1f} MiB")

@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from delf_jax import extraction, feature_pictures, matching
+from delf_jax import extractors, feature_pictures, matching
 from delf_jax.data import folder, synthetic, views
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.photographs import Photograph
@@ -181,7 +181,7 @@ def open_kind(name: str, max_features: int) -> Kind:
     return Kind(
       functools.partial(opencv_sift, max_features=max_features), opencv_matches
     )
-  extractor = extraction.open_extractor(name, max_features=max_features)
+  extractor = extractors.open_extractor(name, max_features=max_features)
   return Kind(
     lambda pixels: extractor.extract(Photograph(pixels, *pixels.shape[:2])),
     our_matches,

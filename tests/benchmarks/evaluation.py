@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from delf_jax import extraction, index, measurement, program
+from delf_jax import extractors, index, measurement, program
 from delf_jax.data.retrieval_sets import RetrievalSet
 from delf_jax.evaluation.protocols import GroundTruth, QueryTruth
 from delf_jax.features.local_features import LocalFeatures
@@ -179,7 +179,7 @@ def main() -> None:
     output = Path(arguments.output or scratch)
     made = make_set(output / "photographs", arguments)
     landmarks = arguments.photographs // 5 // VIEWS
-    extractor = extraction.Extractor(
+    extractor = extractors.Extractor(
       extract=functools.partial(extract, landmarks=landmarks),
       settings={"kind": "generated", "landmarks": landmarks},
       source="generated",

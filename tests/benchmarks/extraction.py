@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from delf_jax import checkpoint, extraction
+from delf_jax import checkpoint, extraction, extractors
 from delf_jax.data.photographs import Photograph
 from delf_jax.features import pyramid
 from delf_jax.features.reduction import Reduction
@@ -116,7 +116,7 @@ def single(model, size: tuple[int, int], rounds: int) -> None:
     np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8),
     *size,
   )
-  whole = extraction.delf_extractor(model, max_side=max(size))
+  whole = extractors.delf_extractor(model, max_side=max(size))
   contenders = {
     "ours, dense": lambda: jax.block_until_ready(
       [run_level(variables, image) for image in images]
@@ -161,7 +161,7 @@ def single(model, size: tuple[int, int], rounds: int) -> None:
 
 def many(model, size: tuple[int, int], photographs: int) -> None:
   """Photographs a second by number of threads."""
-  extract = extraction.delf_extractor(model, max_side=max(size))
+  extract = extractors.delf_extractor(model, max_side=max(size))
   generator = np.random.default_rng(0)
   items = [
     Photograph(generator.integers(0, 255, (*size, 3)).astype(np.uint8), *size)

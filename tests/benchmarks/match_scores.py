@@ -23,13 +23,7 @@ import csv
 import cv2
 import numpy as np
 
-from delf_jax import (
-  calibration,
-  database,
-  extraction,
-  match_score,
-  retrieval,
-)
+from delf_jax import calibration, database, extractors, match_score, retrieval
 from delf_jax.evaluation import metrics, protocols
 from delf_jax.features import store
 from delf_jax.index import exact
@@ -181,7 +175,7 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   arguments = parser.parse_args()
   for kind, path in arguments.store:
-    chosen = extraction.calibration_of(store.open_store(path).settings)
+    chosen = extractors.calibration_of(store.open_store(path).settings)
     if arguments.calibration:
       chosen = match_score.read_calibration(arguments.calibration)
     if arguments.ground_truth:
