@@ -21,9 +21,6 @@ from delf_jax.ranking_stage import RankingOptions
 
 PAIRED = "correspondence"
 RANKED = ranking_stage.STAGE
-# What a stage with labels learns by.
-NEIGHBOURS = "neighbours"
-OBJECTIVES = ("classification", NEIGHBOURS)
 # Of the pairs of views that a run is validated on, whatever its own seed.
 _VALIDATION_SEED = 1_000_003
 
@@ -47,7 +44,6 @@ class StageOptions:
     ema_decay: of running means of the parameters.
     reconstruction_weight: of the autoencoder's error.
     frozen: groups of parameters that stay as they are.
-    objective: one of `OBJECTIVES`.
   """
 
   resize: int
@@ -64,7 +60,6 @@ class StageOptions:
   ema_decay: float = 0.0
   reconstruction_weight: float = 10.0
   frozen: tuple[str, ...] = ()
-  objective: str = "classification"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,34 +133,7 @@ def read_stage(
   """Reads what a config says of a stage; see `read_options`."""
   kinds = {PAIRED: PairOptions, RANKED: RankingOptions}
   kind = kinds.get(stage, StageOptions)
-  options = read_options(kind, config[stage], stage)
-  if isinstance(options, StageOptions):
-    _check_objective(stage, options)
-  return options
-
-
-def _check_objective(stage: str, options: StageOptions) -> None:
-  """Refuses objectives that a stage cannot have.
-
-  Raises:
-    InputError: naming it.
-  """
-  objective = options.objective
-  if objective not in OBJECTIVES:
-    raise InputError(
-      f"config.{stage}.objective {objective!r}: expected one of "
-      f"{', '.join(OBJECTIVES)}"
-    )
-  if objective == NEIGHBOURS and stage != "attention":
-    raise InputError(
-      f"config.{stage}.objective: neighbours teach attention alone; use "
-      f"classification"
-    )
-  if objective == NEIGHBOURS and "autoencoder" not in options.frozen:
-    raise InputError(
-      f"config.{stage}.objective: neighbours are those of descriptors that "
-      f"stay as they are; config.{stage}.frozen must name 'autoencoder'"
-    )
+  return read_options(kind, config[stage], stage)
 
 
 def to_train(config: Mapping[str, Any]) -> list[str]:

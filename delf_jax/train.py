@@ -60,7 +60,7 @@ from delf_jax.data import landmarks
 from delf_jax.errors import InputError
 from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.options import parse_options
-from delf_jax.training import correspondence, neighbours, optimisers, ranking
+from delf_jax.training import correspondence, optimisers, ranking
 from delf_jax.training import step as steps
 
 HEAT_MAPS = 8
@@ -172,15 +172,10 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
     "loss": run.config.get("loss") if classifies else options.loss,
     "axis_name": "batch",
   }
-  objective = None
   if paired:
     evaluation_step = correspondence.make_evaluation_step(network, **shared)
   elif ranked:
     evaluation_step = ranking.make_evaluation_step(network, **shared)
-  elif options.objective == stages.NEIGHBOURS:
-    alike = {"normalise": normalise, "axis_name": "batch"}
-    objective = neighbours.make_objective(network, **alike)
-    evaluation_step = neighbours.make_evaluation_step(network, **alike)
   else:
     evaluation_step = steps.make_evaluation_step(network, stage=stage, **shared)
   schedule = optimisers.make_schedule(steps=options.steps, **options.schedule)
@@ -190,7 +185,6 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
       network,
       optimiser,
       stage=stage,
-      objective=objective,
       mixup=options.mixup if classifies else 0.0,
       accumulate=options.accumulate,
       ema_decay=options.ema_decay,

@@ -34,9 +34,10 @@ def test_its_name_leads_to_it_from_anywhere(name, tmp_path, monkeypatch):
 def test_its_calibration_is_its_own(name):
   own = extractors.calibration_of({"kind": "delf"}, name)
   assert own != match_score.shipped("delf")
-  meta = json.loads((checkpoint.find_model(name) / "meta.json").read_text())
-  fitted_on = {one["fingerprint"] for one in own.provenance["stores"]}
-  assert fitted_on == {meta["fingerprint"]}
+  model = checkpoint.load_model(name)
+  for one in own.provenance["stores"]:
+    assert one["features"] == "delf"
+    assert one["dimensions"] == model.network.descriptor_channels
 
 
 def test_it_finds_a_made_up_place_and_no_other(name, tmp_path):

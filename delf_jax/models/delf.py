@@ -151,13 +151,9 @@ class Delf(nn.Module):
     return code.astype(jnp.float32), error
 
   def dense(
-    self,
-    images: jax.Array,
-    sizes: jax.Array | None = None,
-    *,
-    train: bool = False,
+    self, images: jax.Array, sizes: jax.Array | None = None
   ) -> tuple[jax.Array, jax.Array | None]:
-    """Features and scores of every location, as at extraction.
+    """Features and scores of every location, for extraction.
 
     With an autoencoder the features are its codes, given the length of the
     features they stand for, so that the L2 norm remains a score; attention
@@ -167,8 +163,6 @@ class Delf(nn.Module):
     Args:
       images: [b, h, w, 3] normalised pixels, padded.
       sizes: [b, 2] int32 true heights and widths.
-      train: the attention head, and nothing else, uses and updates batch
-        statistics.
 
     Returns:
       [b, h', w', c] float32 un-normalised features and [b, h', w'] attention
@@ -180,9 +174,7 @@ class Delf(nn.Module):
       code, seen = self.autoencoder(features)
       length = jnp.linalg.norm(features.astype(jnp.float32), axis=-1)
       features = l2_normalise(code.astype(jnp.float32)) * length[..., None]
-    scores = None
-    if self.attention_hidden:
-      scores = self.attention(seen, train=train)
+    scores = self.attention(seen) if self.attention_hidden else None
     return features.astype(jnp.float32), scores
 
   @property

@@ -308,8 +308,7 @@ def make_evaluation_step(
 ) -> Callable[[Mapping[str, Any], Batch], dict[str, jax.Array]]:
   """Builds the pure step that validates a stage's last head.
 
-  The correspondence and the ranking stage have their own, in their modules, and
-  so has an attention that `neighbours` teach.
+  The correspondence and the ranking stage have their own, in their modules.
 
   Returns:
     step(variables, {"pixels", "labels", "weights" [b]}) -> sums over the batch:
