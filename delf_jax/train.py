@@ -27,8 +27,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import shlex
-import sys
 import time
 import zlib
 from collections.abc import Mapping
@@ -443,11 +441,7 @@ def main() -> int:
       num_processes=values.num_processes,
       process_id=values.process_id,
     )
-  try:
-    config = values.config.copy_and_resolve_references()
-  except OSError as error:  # how config_flags reports a file it cannot load
-    line = str(error).strip().splitlines()[-1].strip()
-    raise InputError(f"--config cannot be read: {line}") from error
+  config = run_config.read(values.config)
   runs = expand(config, values.workdir)
   try:
     for name, one, workdir in runs:
@@ -455,16 +449,7 @@ def main() -> int:
         print(f"== {name}", flush=True)
       model = train(one, workdir)
   except hosts.Stopped as stopped:
-    where = f" after {stopped}" if str(stopped) else ""
-    again = shlex.join(
-      argument
-      for argument in sys.argv[1:]
-      if not argument.startswith(("--coordinator", "--num_p", "--process_id"))
-    )
-    print(
-      f"stopped{where}, all saved; resume with\n"
-      f"  python -m delf_jax.train {again}"
-    )
+    run_config.say_how_to_resume("train", stopped)
     return 0
   except jax.errors.JaxRuntimeError as error:
     if jax.process_count() == 1:

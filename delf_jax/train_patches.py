@@ -18,8 +18,6 @@ and the other programs take as --features.
 import contextlib
 import dataclasses
 import json
-import shlex
-import sys
 import time
 import zlib
 from collections.abc import Mapping
@@ -415,19 +413,11 @@ def main() -> int:
   """Trains as the flags say."""
   start = time.perf_counter()
   values = flags.FLAGS
-  try:
-    config = values.config.copy_and_resolve_references()
-  except OSError as error:  # how config_flags reports a file it cannot load
-    line = str(error).strip().splitlines()[-1].strip()
-    raise InputError(f"--config cannot be read: {line}") from error
+  config = run_config.read(values.config)
   try:
     model = train(config, values.workdir)
   except hosts.Stopped as stopped:
-    where = f" after {stopped}" if str(stopped) else ""
-    print(
-      f"stopped{where}, all saved; resume with\n"
-      f"  python -m delf_jax.train_patches {shlex.join(sys.argv[1:])}"
-    )
+    run_config.say_how_to_resume("train_patches", stopped)
     return 0
   print(f"trained in {program.elapsed(start)}; the model is in {model}")
   return 0

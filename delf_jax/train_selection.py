@@ -267,15 +267,11 @@ def main() -> int:
   """Trains as the flags say."""
   start = time.perf_counter()
   values = flags.FLAGS
-  try:
-    config = values.config.copy_and_resolve_references()
-  except OSError as error:  # how config_flags reports a file it cannot load
-    line = str(error).strip().splitlines()[-1].strip()
-    raise InputError(f"--config cannot be read: {line}") from error
+  config = run_config.read(values.config)
   try:
     model = train(config, values.workdir)
   except hosts.Stopped as stopped:
-    print(f"stopped after {stopped}, all saved; the same command continues")
+    run_config.say_how_to_resume("train_selection", stopped)
     return 0
   print(f"trained in {program.elapsed(start)}; the model is in {model}")
   return 0
