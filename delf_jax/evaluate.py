@@ -58,6 +58,7 @@ from delf_jax import (
   measurement,
   options,
   program,
+  run_config,
   table_config,
   table_runs,
 )
@@ -129,11 +130,7 @@ def evaluate_table(values: flags.FlagValues) -> int:
   among others it is skipped with a line that says why.
   """
   start = time.perf_counter()
-  try:
-    config = values.config.to_dict()
-  except OSError as error:  # how config_flags reports a file it cannot load
-    line = str(error).strip().splitlines()[-1].strip()
-    raise InputError(f"--config cannot be read: {line}") from error
+  config = run_config.read(values.config).to_dict()
   table = table_config.read_table(
     config, config_flags.get_override_values(flags.FLAGS["config"])
   )
