@@ -120,6 +120,18 @@ def test_evidence_against_plain_loops():
     for places in (match.query_locations, match.image_locations)
   ]
   assert found["cells"] == pytest.approx(np.log(1 + min(map(len, cells))))
+  cosines = [1 - d**2 / 2 for d in match.distances[match.inliers]]
+  assert found["similarity"] == pytest.approx(
+    np.log(1 + sum(max(cosine, 0) ** 4 for cosine in cosines))
+  )
+
+
+def test_opposite_descriptors_are_not_similar():
+  np.testing.assert_allclose(
+    match_score.similarity(np.array([0.0, 1.0, np.sqrt(2), 1.9, 2.0])),
+    [1.0, 1 / 16, 0.0, 0.0, 0.0],
+    atol=1e-12,
+  )
 
 
 def test_the_order_of_the_matches_changes_nothing():
@@ -150,14 +162,14 @@ def test_the_size_of_the_photographs_changes_nothing(factor):
   )
 
 
-def test_the_unit_of_distances_changes_nothing():
+def test_the_unit_of_distances_changes_similarity_alone():
   match = make_match()
   other = dataclasses.replace(
     match, distances=match.distances * 3, farthest=match.farthest * 3
   )
-  np.testing.assert_allclose(
-    match_score.evidence(other), match_score.evidence(match), rtol=1e-12
-  )
+  alike, expected = named(other), named(match)
+  assert alike.pop("similarity") < expected.pop("similarity")
+  assert alike == pytest.approx(expected, rel=1e-12)
 
 
 def test_equal_scales_say_nothing():
@@ -318,7 +330,9 @@ def test_calibrations_are_written_and_read(tmp_path):
   ("change", "message"),
   [
     ({"format": "other"}, "no calibration"),
-    ({"names": ["inliers"]}, "fit it again"),
+    ({"names": ["votes"]}, "fit it again"),
+    ({"names": list(match_score.NAMES[::-1])}, "fit it again"),
+    ({"names": None}, "fit it again"),
     ({"version": 99}, "fit it again"),
     ({"weights": [1.0]}, "damaged"),
     ({"bias": "much"}, "damaged"),
@@ -333,6 +347,21 @@ def test_other_files_are_refused(tmp_path, change, message):
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   with pytest.raises(InputError, match=message):
     match_score.read_calibration(path)
+
+
+def test_evidence_that_a_file_does_not_name_weighs_nothing(tmp_path):
+  path = tmp_path / "calibration.json"
+  match_score.write_calibration(match_score.shipped(), path)
+  content = json.loads(path.read_text())
+  content["names"] = ["inliers", "cells"]
+  content.update(mean=[1.0, 2.0], scale=[3.0, 4.0], weights=[5.0, 6.0], bias=-7)
+  path.write_text(json.dumps(content))
+  evidence = match_score.evidence(make_match())
+  by_name = dict(zip(match_score.NAMES, evidence, strict=True))
+  log_odds = (by_name["inliers"] - 1) / 3 * 5 - 7
+  log_odds += (by_name["cells"] - 2) / 4 * 6
+  found = match_score.probability(evidence, match_score.read_calibration(path))
+  assert found == pytest.approx(1 / (1 + np.exp(-log_odds)))
 
 
 def test_files_that_are_none_are_refused(tmp_path):
