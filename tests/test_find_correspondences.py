@@ -1,5 +1,7 @@
 """Planes that pairs of photographs share, from made-up features."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,36 @@ def test_pairs_are_those_of_the_store(made, tmp_path):
   assert found == [(0, 1)]
   with pytest.raises(InputError, match="no pair of it is in the store"):
     find_correspondences.read_pairs(str(path), numbers)
+
+
+def test_learned_features_must_agree_on_a_stiff_transform_first(made):
+  points, features = made
+  demands = find_correspondences.demands_of({"kind": "delf"})
+  assert find_correspondences.demands_of({"kind": "rootsift"}) != demands
+  pairs, homographies, _ = find_correspondences.planes(
+    features, [(0, 1), (0, 2)], demands
+  )
+  assert set(pairs) == {(0, 1)}
+  apart = views.project(homographies[0], points[:60]) - views.project(
+    FIRST, points[:60]
+  )
+  assert np.median(np.abs(apart)) < 2
+  never = dataclasses.replace(demands, least_affine=91)
+  assert find_correspondences.planes(features, [(0, 1)], never) == ([], [], [])
+
+
+def test_pairs_of_folders():
+  paths = ["x/0.jpg", "y/1.jpg", "x/2.jpg", "z/3.jpg", "x/4.jpg", "y/x/5.jpg"]
+  every = [(0, 2), (0, 4), (2, 4)]
+  assert find_correspondences.pairs_of_folders(paths, most=9) == every
+  drawn = [
+    find_correspondences.pairs_of_folders(paths, most=2, seed=seed)
+    for seed in range(9)
+  ]
+  assert all(len(pairs) == 2 and set(pairs) < set(every) for pairs in drawn)
+  assert len({tuple(pairs) for pairs in drawn}) > 1
+  with pytest.raises(InputError, match="no two photographs"):
+    find_correspondences.pairs_of_folders(["x/0.jpg", "y/1.jpg"], most=9)
 
 
 def test_what_is_found_can_be_trained_on(made, tmp_path):
