@@ -25,8 +25,14 @@ More that helps, each by a path:
 VARIANT
   small     52,800 pairs at 160 pixels (the default): 50 minutes of one core,
             1.3 s for a step of 24 pairs
-  long      480,000 pairs: about an hour and a half of four idle cores. What
-            `delf_small`, the checkpoint that comes with the package, is made of
+  long      480,000 pairs: about an hour and a half of four idle cores
+  further   120,000 pairs for what has learned from those,
+            --config.init_from=RUN/model: at 192 pixels, of views that overlap
+            less and differ more in scale, so that it can tell nothing from
+            where in a view it is. 28 minutes of four idle cores. `delf_small`,
+            the checkpoint that comes with the package, was made in three runs:
+            `long`, `further`, and `further` with pairs that the second had
+            found
   tiny      seconds; for tests
 
 On CPUs start it with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment
@@ -35,14 +41,14 @@ On CPUs start it with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment
 
 from ml_collections import ConfigDict
 
-STEPS = {"small": 2200, "long": 20_000, "tiny": 4}
+STEPS = {"small": 2200, "long": 20_000, "further": 5000, "tiny": 4}
 
 
 def get_config(variant: str = "small") -> ConfigDict:
   """Returns the experiment called `variant`."""
   if variant not in STEPS:
     raise ValueError(
-      f"unknown variant {variant!r}; expected small, long or tiny"
+      f"unknown variant {variant!r}; expected {', '.join(STEPS)}"
     )
   steps = STEPS[variant]
   config = ConfigDict()
@@ -158,6 +164,13 @@ def get_config(variant: str = "small") -> ConfigDict:
   config.log_every = 20
   config.save_every = 500
   config.keep = 2
+  if variant == "further":
+    config.reset_head = True
+    config.correspondence.crop = 192
+    config.correspondence.views.update(
+      {"scale": 2.0, "rotation": 15.0, "shift": 0.35}
+    )
+    config.correspondence.schedule.learning_rate = 1e-3
   if variant == "tiny":
     _shrink(config)
   return config

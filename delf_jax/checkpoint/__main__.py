@@ -10,11 +10,13 @@ package. All of it is read, and its fingerprint checked.
 
 writes it again, to be handed on: smaller, with other settings of extraction,
 and with the calibration of its matches. Of the paths that it was trained with
-the last names alone are kept.
+the last names alone are kept. --average CHECKPOINT2, of a run that this one
+went on from or that went on from it, makes the network the mean of both;
+attention remains that of CHECKPOINT.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,6 +26,7 @@ from absl import flags
 from delf_jax import checkpoint, extractors, match_score, program
 from delf_jax.checkpoint.architecture import architecture
 from delf_jax.checkpoint.arrays import named
+from delf_jax.checkpoint.averaging import average
 from delf_jax.errors import InputError
 from delf_jax.options import parse_options
 
@@ -32,7 +35,7 @@ def main(path: str) -> None:
   """Prints the description of the checkpoint at `path`, or writes it again."""
   values = flags.FLAGS
   if values.save_as is None:
-    for flag in ("weights", "option", "calibration"):
+    for flag in ("average", "weights", "option", "calibration"):
       if values[flag].present:
         raise InputError(f"--{flag} needs --save_as: a checkpoint stays as is")
     if checkpoint.find_selector(path) is not None:
@@ -45,6 +48,7 @@ def main(path: str) -> None:
   save_as(
     checkpoint.find_model(path),
     Path(values.save_as),
+    others=[checkpoint.find_model(other) for other in values.average],
     weights=values.weights,
     settings=parse_options(values.option),
     calibration=values.calibration,
@@ -55,6 +59,7 @@ def save_as(
   source: Path,
   directory: Path,
   *,
+  others: Sequence[Path] = (),
   weights: str = "float32",
   settings: Mapping[str, Any] | None = None,
   calibration: str | None = None,
@@ -64,13 +69,14 @@ def save_as(
   Args:
     source: a model's directory.
     directory: to be written; an earlier checkpoint there is replaced.
+    others: directories of models that it is averaged with.
     weights: see `checkpoint.save_model`.
     settings: of extraction, that differ.
     calibration: of its matches, a file; by default the one it has.
 
   Raises:
-    InputError: if a setting is unknown, the calibration cannot be read, or the
-      checkpoint cannot be written.
+    InputError: if a setting is unknown, the calibration cannot be read, the
+      networks cannot be averaged, or the checkpoint cannot be written.
   """
   model = checkpoint.load_model(source)
   unknown = sorted((settings or {}).keys() - set(extractors.OPTIONS))
@@ -84,17 +90,22 @@ def save_as(
   if calibration or given.is_file():
     match_score.read_calibration(given)
     kept = given.read_bytes()
+  variables, provenance = model.variables, dict(model.provenance)
+  if others:
+    loaded = [checkpoint.load_model(other) for other in others]
+    variables = average(model, loaded)
+    provenance["averaged"] = [one.fingerprint for one in (model, *loaded)]
   changed = {**model.extraction, **(settings or {})}
   # Refuses settings that the network cannot be extracted with.
   extractors.delf_extractor(model, **changed)
   checkpoint.save_model(
     directory,
     network=model.network,
-    variables=model.variables,
+    variables=variables,
     normalisation=model.normalisation,
     reduction=model.reduction,
     extraction=changed,
-    provenance=_without_directories(model.provenance),
+    provenance=_without_directories(provenance),
     weights=weights,
   )
   # Orbax leaves a file that says where it was written, and looks at its name
@@ -214,6 +225,9 @@ def _numbers(values: Iterable[float]) -> str:
 
 if __name__ == "__main__":
   flags.DEFINE_string("save_as", None, "the checkpoint is written again here.")
+  flags.DEFINE_multi_string(
+    "average", [], "checkpoint to average it with; may be repeated."
+  )
   flags.DEFINE_enum(
     "weights", "float32", checkpoint.WEIGHTS, "what weights are kept as."
   )
