@@ -31,6 +31,7 @@ from delf_jax import (
   drawing,
   extractors,
   html_report,
+  match_score,
   precision_plots,
   presentation,
   program,
@@ -43,6 +44,12 @@ from delf_jax.evaluation import protocols
 CONFIG = Path(__file__).parent.parent / "configs" / "synthetic.py"
 VARIANT = "small"
 SYSTEMS = {checkpoint.DEFAULT: checkpoint.DEFAULT, "RootSIFT": "rootsift"}
+# Drawings are no photographs: the network that comes with the package has a
+# calibration of its own for them.
+DRAWINGS = {
+  checkpoint.DEFAULT: checkpoint.find_model(checkpoint.DEFAULT)
+  / "drawings.json"
+}
 # What --train makes, and the directory of its run.
 TRAINED, RUN = "trained now", "run"
 # None of these landmarks is among the first twenty, which are trained on.
@@ -101,6 +108,7 @@ def measure(
   truth = protocols.read_ground_truth(data / "ground_truth.json")
   for name, features in systems.items():
     directory = output / name.replace(" ", "_")
+    fitted = {"calibration": DRAWINGS[name]} if name in DRAWINGS else {}
     run_program(
       "evaluate",
       photos=data / "photos",
@@ -109,6 +117,7 @@ def measure(
       features=features,
       max_side=max(synthetic.SIZE),
       output=directory,
+      **fitted,
     )
     results[name] = json.loads((directory / "metrics.json").read_text())
     rankings = json.loads((directory / "rankings.json").read_text())
@@ -144,16 +153,20 @@ def show_queries(
   systems: Mapping[str, str],
   output: Path,
   photos: Sequence[str | os.PathLike],
+  calibrations: Mapping[str, Path],
 ) -> list[html_report.Section]:
   """Searches with a few photographs and draws what every system finds."""
   sections = []
   for name in systems:
     opened = database.open_database(output / name.replace(" ", "_") / "index")
+    options = {}
+    if name in calibrations:
+      options["calibration"] = match_score.read_calibration(calibrations[name])
     print(f"\n{name}:")
     sections.append(html_report.Section(f"What {name} finds", []))
     for photo in photos:
       try:
-        photograph, matches = opened.search(photo)
+        photograph, matches = opened.search(photo, **options)
       except InputError as error:
         print(f"skipped {error}")
         continue
@@ -229,7 +242,8 @@ def main() -> int:
     title="delf_jax: what it finds",
     lead="Each query is compared with every other photograph. Lines join local "
     "features that one affine transform brings into place.",
-    sections=measured + show_queries(systems, output, queries),
+    sections=measured
+    + show_queries(systems, output, queries, {} if own else DRAWINGS),
   )
   print(f"\ndone in {program.elapsed(start)}; look at {page}")
   return 0

@@ -27,6 +27,7 @@ from delf_jax import (
   retrieval,
 )
 from delf_jax.data.retrieval_sets import RetrievalSet
+from delf_jax.errors import InputError
 from delf_jax.evaluation import metrics, results
 from delf_jax.feature_cache import Selection
 from delf_jax.items import Item
@@ -238,7 +239,11 @@ def _rank(
 
   Returns:
     what the queries and what the distractor queries found. A query that could
-    not be used found nothing.
+    not be used found nothing; a distractor query that could not be used is left
+    out, since its silence says nothing.
+
+  Raises:
+    InputError: if none of the distractor queries could be used.
   """
   numbers = {path: number for number, path in enumerate(searchable.paths)}
   known = _read_journal(journal)
@@ -256,7 +261,17 @@ def _rank(
         f"query {item.name!r} could not be used: all it had to find counts "
         f"as missed"
       )
-  jobs += [(item, None) for item in retrieval_set.distractor_items]
+  strangers = [
+    item
+    for item in retrieval_set.distractor_items
+    if item.name in cached.numbers
+  ]
+  lost = len(retrieval_set.distractor_items) - len(strangers)
+  if lost and not strangers:
+    raise InputError(f"none of the {lost} distractor queries could be used")
+  if lost:
+    print(f"{lost} distractor queries could not be used and are left out")
+  jobs += [(item, None) for item in strangers]
   missing = [
     (item, left_out)
     for item, left_out in jobs

@@ -197,6 +197,28 @@ def test_a_query_that_cannot_be_used_finds_nothing(extractor, tmp_path, capsys):
   assert rankings["queries"][query] == []
 
 
+def test_a_distractor_that_cannot_be_used_is_no_silent_one(
+  extractor, tmp_path, capsys
+):
+  made = retrieval_sets.open_set(
+    "synthetic",
+    tmp_path / "world",
+    num_landmarks=1,
+    views=2,
+    queries=1,
+    clutter=0,
+    distractors=2,
+  )
+  photographs = sorted((tmp_path / "world" / "distractors").iterdir())
+  photographs[0].write_bytes(b"\xff\xd8\xff")
+  found = evaluate(extractor, made, tmp_path / "a", None)
+  assert "1 distractor queries could not be used" in capsys.readouterr().out
+  assert found["num_distractors"] == 1
+  photographs[1].unlink()
+  with pytest.raises(InputError, match="none of the 2 distractor queries"):
+    evaluate(extractor, made, tmp_path / "b", None)
+
+
 def test_an_unknown_option_of_an_index(benchmark, extractor, cache, tmp_path):
   with pytest.raises(InputError, match="no option of graph"):
     evaluate(

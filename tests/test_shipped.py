@@ -40,6 +40,13 @@ def test_its_calibration_is_its_own(name):
     assert one["dimensions"] == model.network.descriptor_channels
 
 
+def test_it_brings_a_calibration_for_drawings(name):
+  path = checkpoint.find_model(name) / "drawings.json"
+  drawings = match_score.read_calibration(path)
+  assert drawings != extractors.calibration_of({"kind": "delf"}, name)
+  assert len(drawings.provenance["stores"]) > 1
+
+
 def test_it_finds_a_made_up_place_and_no_other(name, tmp_path):
   paths = []
   for landmark, view in ((1003, 2), (1003, 4), (1006, 1)):
