@@ -170,6 +170,8 @@ def test_ones_own_photographs(tmp_path):
   (tmp_path / "distractors").rename(tmp_path / "others")
   assert len(opened().distractors) == 0
   assert len(opened("distractors=others").distractors) == 3
+  (tmp_path / "others").rename(tmp_path / "more")
+  assert len(opened("clutter=more").database) == 8
   with pytest.raises(InputError, match=r"config\.dataset: .*colour"):
     opened("colour=red")
   with pytest.raises(InputError, match="no retrieval set 'oxford'"):
@@ -181,7 +183,7 @@ def test_ones_own_photographs(tmp_path):
   [
     (
       {"features.kind": "hog"},
-      r"'hog': expected one of delf, lift, global, rootsift",
+      r"'hog': expected one of delf, lift, global, selected, rootsift",
     ),
     ({"features.score": "norm"}, "expected one of l2_norm, attention, product"),
     ({"features.checkpoint": "@lc"}, r"--config\.checkpoints\.lc=RUN"),
