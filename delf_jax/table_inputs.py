@@ -402,4 +402,11 @@ def _training_photographs(
       f"--config.features.pca_photographs=DIR"
     )
   dataset |= parse_options(dataset.pop("options", ()))
-  return landmarks.open_dataset(**dataset).train
+  try:
+    return landmarks.open_dataset(**dataset).train
+  except InputError as error:
+    raise InputError(
+      f"what {source!r} was trained on, which the PCA is to be learned on, is "
+      f"not here ({error}); give training photographs with "
+      f"--config.features.pca_photographs=DIR"
+    ) from error

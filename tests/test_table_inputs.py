@@ -89,6 +89,11 @@ def test_features_of_rows_share_one_extraction(run, tmp_path):
   assert len(list((tmp_path / "reductions").iterdir())) == 1
   with pytest.raises(InputError, match=r"pca is 4096.*dimensions"):
     features(pca=4096)
+  # That of the package was trained on photographs that nobody else has.
+  with pytest.raises(
+    InputError, match=r"not here \(no folder.*pca_photographs"
+  ):
+    features(pca=40, checkpoint="delf_small")
 
 
 def test_a_row_extracts_what_the_checkpoint_does(run, tmp_path):
