@@ -9,7 +9,8 @@ Every photograph under --photos is in the database; each query of the ground
 truth searches all of it but itself, and every photograph under --distractors
 is a query that has nothing to find. FILE.json lists, for each query, the
 "easy", "hard" and "junk" photographs, and perhaps its "box" (top, left, bottom,
-right, in pixels); paths are relative to --photos.
+right, in pixels); paths are relative to --photos. --clutter DIR3, as often as
+you like, adds photographs to the database that are right for no query.
 
 RESULTS/metrics.json receives, in percent, mAP_medium and mAP_hard
 (trapezoidal), mP@1, mP@5, mP@10 (medium), and R@90 and R@95: the largest
@@ -69,6 +70,7 @@ _OWN = (
   "photos",
   "ground_truth",
   "distractors",
+  "clutter",
   "features",
   "option",
   *options.FEATURE_OPTIONS,
@@ -105,6 +107,7 @@ def evaluate_photographs(values: flags.FlagValues) -> int:
       values.photos,
       ground_truth=values.ground_truth,
       distractors=values.distractors,
+      clutter=values.clutter,
     ),
     output=values.output,
     kind=values.kind,
@@ -216,6 +219,9 @@ if __name__ == "__main__":
   flags.DEFINE_string("photos", None, "the database.")
   flags.DEFINE_string("ground_truth", None, "JSON, see above.")
   flags.DEFINE_string("distractors", None, "folder of distractor queries.")
+  flags.DEFINE_multi_string(
+    "clutter", [], "more of the database, right for no query; may be repeated."
+  )
   flags.DEFINE_string("output", "results", "directory of results.")
   options.define_features()
   options.define_workers()

@@ -21,7 +21,8 @@ DEFAULTS: Mapping[str, Any] = {
   "dataset.distractors": -1,
   "dataset.seed": 0,
   "dataset.options": (),
-  # "delf", "lift", "global" or one of `extractors.HANDCRAFTED`.
+  # "delf", "lift", "global", "selected" (by `delf_jax.train_selection`, which
+  # says by what score) or one of `extractors.HANDCRAFTED`.
   "features.kind": "delf",
   # A training run, or the name of one of config.checkpoints after an "@".
   "features.checkpoint": "",

@@ -31,7 +31,7 @@ from delf_jax.models.lift import Lift
 from delf_jax.options import parse_options
 
 # Kinds of features that need a checkpoint.
-_LEARNED = ("delf", "lift", "global")
+_LEARNED = ("delf", "lift", "global", "selected")
 
 # So many are extracted where fewer are asked for: rows that differ in their
 # number share them.
@@ -105,8 +105,17 @@ def check(settings: Mapping[str, Any]) -> None:
       annotation = signature[path.rpartition(".")[2]].annotation
       if get_origin(annotation) is Literal:
         _check_choice(settings, path, get_args(annotation))
-  if kind in _LEARNED:
+  if kind == "selected":
+    _find_selector(_checkpoint(settings))
+  elif kind in _LEARNED:
     checkpoint.find_model(_checkpoint(settings))
+
+
+def _find_selector(source: str) -> None:
+  if checkpoint.find_selector(source) is None:
+    raise InputError(
+      f"{source}: no finished selection; give a run of delf_jax.train_selection"
+    )
 
 
 def _check_choice(
@@ -126,7 +135,8 @@ def open_dataset(
   Args:
     settings: of the measurement.
     data: where it is. Of "json", a folder with `photos`, `ground_truth.json`
-      and, if there are, `distractors`; dataset.options may name others in it.
+      and, if there are, `distractors`; dataset.options may name others in it,
+      and a folder of `clutter`.
     cache: where synthetic landmarks are written if `data` is "".
 
   Raises:
@@ -169,6 +179,8 @@ def _own_folder(
   others = os.path.join(data, options.pop("distractors", "distractors"))
   if os.path.isdir(others):
     options["distractors"] = others
+  if "clutter" in options:
+    options["clutter"] = [os.path.join(data, options["clutter"])]
   return photos, options
 
 
@@ -229,6 +241,12 @@ def open_features(
   if kind == "global":
     return _global_features(settings), selection
   source = _checkpoint(settings)
+  if kind == "selected":
+    _find_selector(source)
+    return (
+      extractors.open_extractor(source, max_side=max_side, max_features=count),
+      selection,
+    )
   model = _load(source)
   if isinstance(model.network, Lift) != (kind == "lift"):
     raise InputError(
@@ -384,4 +402,11 @@ def _training_photographs(
       f"--config.features.pca_photographs=DIR"
     )
   dataset |= parse_options(dataset.pop("options", ()))
-  return landmarks.open_dataset(**dataset).train
+  try:
+    return landmarks.open_dataset(**dataset).train
+  except InputError as error:
+    raise InputError(
+      f"what {source!r} was trained on, which the PCA is to be learned on, is "
+      f"not here ({error}); give training photographs with "
+      f"--config.features.pca_photographs=DIR"
+    ) from error

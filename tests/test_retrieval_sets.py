@@ -380,6 +380,35 @@ def test_own_photographs(tmp_path):
   )
 
 
+def test_clutter_is_in_the_database_and_answers_no_query(tmp_path):
+  own(tmp_path)
+  for number, name in enumerate(("one/a", "one/d", "two/e")):
+    photo(tmp_path / "clutter" / f"{name}.png", seed=number)
+  options = {
+    "ground_truth": tmp_path / "truth.json",
+    "distractors": tmp_path / "distractors",
+  }
+  clutter = [tmp_path / "clutter" / name for name in ("two", "one")]
+  bare = retrieval_sets.open_set("json", tmp_path / "photos", **options)
+  opened = retrieval_sets.open_set(
+    "json", tmp_path / "photos", clutter=clutter, **options
+  )
+  assert opened.database == (
+    "../clutter/one/a.png",
+    "../clutter/one/d.png",
+    "../clutter/two/e.png",
+    *("a.png", "b.png", "c.png"),
+  )
+  assert opened.truth == bare.truth and opened.distractors == bare.distractors
+  for places in (
+    [tmp_path / "photos"],
+    [tmp_path / "distractors"],
+    [tmp_path / "clutter", *clutter],
+    clutter[:1] * 2,
+  ):
+    refuse("json", tmp_path / "photos", "overlap", clutter=places, **options)
+
+
 def test_own_boxes_are_cut_out_and_names_keep_the_two_apart(tmp_path):
   own(tmp_path, box=[10, 20, 80, 110])
   options = {"ground_truth": tmp_path / "truth.json"}

@@ -89,6 +89,11 @@ def test_features_of_rows_share_one_extraction(run, tmp_path):
   assert len(list((tmp_path / "reductions").iterdir())) == 1
   with pytest.raises(InputError, match=r"pca is 4096.*dimensions"):
     features(pca=4096)
+  # That of the package was trained on photographs that nobody else has.
+  with pytest.raises(
+    InputError, match=r"not here \(no folder.*pca_photographs"
+  ):
+    features(pca=40, checkpoint="delf_small")
 
 
 def test_a_row_extracts_what_the_checkpoint_does(run, tmp_path):
@@ -170,6 +175,8 @@ def test_ones_own_photographs(tmp_path):
   (tmp_path / "distractors").rename(tmp_path / "others")
   assert len(opened().distractors) == 0
   assert len(opened("distractors=others").distractors) == 3
+  (tmp_path / "others").rename(tmp_path / "more")
+  assert len(opened("clutter=more").database) == 8
   with pytest.raises(InputError, match=r"config\.dataset: .*colour"):
     opened("colour=red")
   with pytest.raises(InputError, match="no retrieval set 'oxford'"):
@@ -181,7 +188,7 @@ def test_ones_own_photographs(tmp_path):
   [
     (
       {"features.kind": "hog"},
-      r"'hog': expected one of delf, lift, global, rootsift",
+      r"'hog': expected one of delf, lift, global, selected, rootsift",
     ),
     ({"features.score": "norm"}, "expected one of l2_norm, attention, product"),
     ({"features.checkpoint": "@lc"}, r"--config\.checkpoints\.lc=RUN"),

@@ -213,18 +213,19 @@ def test_a_row_from_the_command_line(tmp_path):
   )
   assert status == 0, wrong
   assert "delf_l2 (synthetic-2): R@90" in printed
-  assert "9 of 9 measurements" in printed
+  assert "12 of 12 measurements" in printed
   status, printed, wrong = program(
     "evaluate", *arguments, "--config.features.kind=delf"
   )
   assert status == 1
   assert "lift (synthetic-2) skipped: needs the checkpoint 'lift'" in printed
   assert "congas (synthetic-2) skipped: give a training run" in printed
+  assert "selected (synthetic-2) skipped: needs the checkpoint" in printed
   assert "dir (synthetic-2) skipped: needs the checkpoint 'dir'" in printed
   assert "delf_l2 (synthetic-2) skipped: needs the checkpoint 'lc'" in printed
   assert printed.count("skipped: needs the checkpoint 'lc'") == 1
-  assert "3 more skipped for the same reasons" in printed
-  assert "0 of 9 measurements" in printed
+  assert "5 more skipped for the same reasons" in printed
+  assert "0 of 12 measurements" in printed
   status, _, wrong = program(
     "report", f"--results={tmp_path}/results", f"--output={tmp_path}/report"
   )

@@ -19,6 +19,8 @@ from delf_jax import (
   labelled_features,
   match_score,
   selected_extraction,
+  table_config,
+  table_inputs,
   train_selection,
 )
 from delf_jax.data.photographs import read_photograph
@@ -395,6 +397,23 @@ def test_selected_features_are_calibrated_as_their_kind(real_run):
 def test_options_that_do_not_apply_are_refused(real_run, options, message):
   with pytest.raises(InputError, match=message):
     extractors.open_extractor(str(real_run), **options)
+
+
+def test_a_row_of_a_table_takes_a_selection(real_run, tmp_path):
+  settings = {
+    **table_config.DEFAULTS,
+    "features.kind": "selected",
+    "features.checkpoint": "@selected",
+    "features.max_features": 40,
+    "checkpoints.selected": str(real_run),
+  }
+  table_inputs.check(settings)
+  found, selection = table_inputs.open_features(settings, tmp_path)
+  named = extractors.open_extractor(str(real_run), max_features=40)
+  assert found.settings == named.settings and selection.max_features == 40
+  settings["checkpoints.selected"] = "delf_small"
+  with pytest.raises(InputError, match="delf_small: no finished selection"):
+    table_inputs.check(settings)
 
 
 def test_a_selector_is_no_network(real_run):

@@ -9,9 +9,14 @@ the databases of the larger versions. CHECKPOINTS:
   att_lf  attention on these descriptors, learned on all landmarks with random
           scales
   lift    what delf_jax.train_patches made
+  selected
+          what delf_jax.train_selection made: the 1000 of many hand-crafted
+          features that attention scores highest
   dir, siamac
           global descriptors; rows with QE average a query with the first
           photograph it finds and ask again
+RootSIFT, SURF and selected features are rows of our own, without numbers of the
+paper.
 Columns without a star have no distractor queries (mAP), those with one have 800
 (R@90%). The variant `small` runs the same rows on synthetic landmarks,
 `small,ROW` one of them: minutes, and no --data.
@@ -67,10 +72,6 @@ def _global(checkpoint: str, **changes: int) -> dict:
   }
 
 
-def _missing(kind: str) -> dict:
-  return {"features.kind": kind}
-
-
 def _delf(checkpoint: str, score: str) -> dict:
   return {"features.checkpoint": f"@{checkpoint}", "features.score": score}
 
@@ -114,6 +115,24 @@ ROWS = (
     (53.96, 21.98, None, None, 53.62, 16.64, None, None),
   ),
   (
+    "rootsift",
+    "RootSIFT",
+    {"features.kind": "rootsift"},
+    (None,) * len(COLUMNS),
+  ),
+  (
+    "surf",
+    "SURF",
+    {"features.kind": "surf"},
+    (None,) * len(COLUMNS),
+  ),
+  (
+    "selected",
+    "selected by attention",
+    {"features.kind": "selected", "features.checkpoint": "@selected"},
+    (None,) * len(COLUMNS),
+  ),
+  (
     "delf_l2",
     "DELF+FT, L2",
     _delf("lc", "l2_norm"),
@@ -148,6 +167,7 @@ def get_config(variant: str = "all") -> ConfigDict:
         "lc": "",
         "att_lf": "",
         "lift": "",
+        "selected": "",
         "dir": "",
         "siamac": "",
       },

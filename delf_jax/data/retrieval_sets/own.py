@@ -1,7 +1,9 @@
 """A user's own photographs and ground truth, and synthetic ones."""
 
+import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from delf_jax.data import folder, synthetic_folder
@@ -28,12 +30,14 @@ def open_json(
   ground_truth: str | os.PathLike,
   distractors: str | os.PathLike | None = None,
   num_distractors: int | None = None,
+  clutter: Sequence[str | os.PathLike] = (),
   crop_queries: bool = True,
 ) -> RetrievalSet:
   """Opens a folder of photographs with ground truth in JSON.
 
   Every photograph under the folder is in the database, queries among them; a
-  query's own photograph is left out of its search.
+  query's own photograph is left out of its search. Clutter is in the database
+  too, and right for no query.
 
   Args:
     directory: folder of the database.
@@ -42,29 +46,32 @@ def open_json(
     distractors: folder of distractor queries, or None.
     num_distractors: how many of them; all by default. A seed would help
       nobody: the first by name are taken.
+    clutter: folders that make the database larger.
     crop_queries: False searches for whole photographs although the ground truth
       has boxes.
 
   Raises:
     InputError: if a folder or the ground truth is unfit, or one of the folders
-      lies in the other.
+      lies in another.
   """
   root = os.fspath(directory)
   truth = protocols.read_ground_truth(ground_truth)
   listing = folder.list_photographs(root)
   protocols.check_paths(truth, listing.paths)
   strangers, problems = (), listing.problems
+  places = [("--photos", root), *(("--clutter", place) for place in clutter)]
   if distractors is not None:
-    distractors = os.fspath(distractors)
-    _check_apart(root, distractors)
-    others = folder.list_photographs(distractors)
+    places.append(("--distractors", distractors))
+  _check_apart(places)
+  database = listing.paths
+  for place in clutter:
+    others = _beside(root, place)
     problems += others.problems
-    place = Path(os.path.relpath(distractors, root))
-    strangers = _first(
-      [(place / path).as_posix() for path in others.paths],
-      num_distractors,
-      where=distractors,
-    )
+    database += others.paths
+  if distractors is not None:
+    others = _beside(root, distractors)
+    problems += others.problems
+    strangers = _first(others.paths, num_distractors, where=others.root)
   elif num_distractors:
     raise InputError(
       f"{num_distractors} distractor queries of no folder; name one with "
@@ -75,7 +82,7 @@ def open_json(
   return RetrievalSet(
     name="json" if crop_queries else "json (uncropped)",
     root=root,
-    database=listing.paths,
+    database=tuple(sorted(database)),
     truth=truth,
     distractors=tuple(protocols.QueryTruth(path) for path in strangers),
     problems=problems,
@@ -151,7 +158,18 @@ def _check_written(record: Path, options: dict[str, int]) -> None:
       )
 
 
-def _first(paths: list[str], count: int | None, *, where: str) -> list[str]:
+def _beside(root: str, place: str | os.PathLike) -> folder.Listing:
+  """Lists the photographs of a folder by their paths relative to another."""
+  listing = folder.list_photographs(place)
+  relative = Path(os.path.relpath(listing.root, root))
+  return listing._replace(
+    paths=tuple((relative / path).as_posix() for path in listing.paths)
+  )
+
+
+def _first(
+  paths: tuple[str, ...], count: int | None, *, where: str
+) -> tuple[str, ...]:
   if count is None:
     return paths
   if not 0 <= count <= len(paths):
@@ -162,11 +180,13 @@ def _first(paths: list[str], count: int | None, *, where: str) -> list[str]:
   return paths[:count]
 
 
-def _check_apart(photos: str, distractors: str) -> None:
-  """Refuses folders of which one lies in the other."""
-  one, other = os.path.realpath(photos), os.path.realpath(distractors)
-  if os.path.commonpath([one, other]) in (one, other):
-    raise InputError(
-      f"--distractors {distractors!r} and --photos {photos!r} overlap; a "
-      f"distractor query must not be in the database"
-    )
+def _check_apart(places: Sequence[tuple[str, str | os.PathLike]]) -> None:
+  """Refuses folders of which one lies in another."""
+  for (flag, place), (other, beside) in itertools.combinations(places, 2):
+    pair = [os.path.realpath(place), os.path.realpath(beside)]
+    if os.path.commonpath(pair) in pair:
+      raise InputError(
+        f"{other} {os.fspath(beside)!r} and {flag} {os.fspath(place)!r} "
+        f"overlap; a distractor query must not be in the database, and no "
+        f"photograph be there twice"
+      )
