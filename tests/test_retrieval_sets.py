@@ -1,6 +1,7 @@
 """Made-up archives in the layouts that the real ones have."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -378,6 +379,21 @@ def test_own_photographs(tmp_path):
   refuse(
     "json", tmp_path / "photos", "overlap", distractors=tmp_path, **options
   )
+
+
+def test_distractors_are_found_beside_a_link(tmp_path):
+  own(tmp_path / "far" / "away")
+  (tmp_path / "photos").symlink_to(tmp_path / "far" / "away" / "photos")
+  (tmp_path / "strangers").symlink_to(tmp_path / "far" / "away" / "distractors")
+  opened = retrieval_sets.open_set(
+    "json",
+    tmp_path / "photos",
+    ground_truth=tmp_path / "far" / "away" / "truth.json",
+    distractors=tmp_path / "strangers",
+  )
+  assert opened.distractors
+  for query in opened.distractors:
+    assert os.path.isfile(os.path.join(opened.root, query.path))
 
 
 def test_clutter_is_in_the_database_and_answers_no_query(tmp_path):

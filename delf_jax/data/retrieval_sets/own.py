@@ -161,7 +161,10 @@ def _check_written(record: Path, options: dict[str, int]) -> None:
 def _beside(root: str, place: str | os.PathLike) -> folder.Listing:
   """Lists the photographs of a folder by their paths relative to another."""
   listing = folder.list_photographs(place)
-  relative = Path(os.path.relpath(listing.root, root))
+  # Where the root is a link, ".." leads away from where the link goes.
+  relative = Path(
+    os.path.relpath(os.path.realpath(listing.root), os.path.realpath(root))
+  )
   return listing._replace(
     paths=tuple((relative / path).as_posix() for path in listing.paths)
   )
