@@ -31,7 +31,7 @@ VARIANT
             less and differ more in scale, so that it can tell nothing from
             where in a view it is. 28 minutes of four idle cores. `delf_small`,
             the checkpoint that comes with the package, was made in three runs:
-            `long`, `further`, and `further` with pairs that the second had
+            `long`, `further`, and `further` with pairs that the first had
             found
   tiny      seconds; for tests
 
