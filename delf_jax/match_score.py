@@ -59,8 +59,8 @@ PRIOR_NEARNESS = 0.1
 # are no better than five.
 MIN_FEATURES = 300
 
-# The power of a cosine in the similarity. Of those from 2 to 16, the ones from 3
-# to 6 told strangers from held-out places about equally well, others worse.
+# The power of a cosine in the similarity. Of those from 2 to 16, three to six
+# told strangers from held-out places about equally well, others worse.
 SIMILARITY_POWER = 4
 
 # Scales of matched features that miss the transform's by less than this, in
