@@ -17,7 +17,8 @@ More that helps, each by a path:
   --config.correspondence.sources.verified.path=LANDMARKS
   --config.correspondence.sources.verified.verified=PAIRS.npz
             pairs of photographs of one place, as delf_jax.find_correspondences
-            writes them
+            writes them. Photographs in folders of one name, of whatever source
+            but the pool, are no examples against each other
   --config.correspondence.held_out.landmarks.path=LANDMARKS
             with .only=NAMES.txt here and .exclude=NAMES.txt at the sources:
             folders of LANDMARKS to validate on
@@ -85,7 +86,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     "sources": {
       "pool": {**source},
       "landmarks": {**source, "repeat": 3, "grouped": True},
-      "weak": {**source},
+      "weak": {**source, "grouped": True},
       "verified": {**source, "verified": ""},
     },
     "held_out": {"landmarks": {**source}},

@@ -49,6 +49,42 @@ def test_groups_are_folders(root):
   assert len(set(groups)) == 4 and min(groups) >= 0
 
 
+def test_folders_of_one_name_are_one_group_in_every_source(root, tmp_path):
+  # The pairs know the photographs from one folder further up.
+  pair_sources.write_verified(
+    tmp_path / "pairs.npz",
+    paths=[f"photographs/{name}.jpg" for name in ("b/0", "b/1", "a/0", "a/1")],
+    pairs=np.array([[0, 1], [2, 3]]),
+    homographies=np.tile(np.eye(3), (2, 1, 1)),
+    inliers=[np.zeros((1, 2))] * 2,
+  )
+  of_pairs = {
+    "path": str(tmp_path),
+    "verified": str(tmp_path / "pairs.npz"),
+  }
+  found = listed(
+    pair_sources.open_pairs(
+      {"x": {"path": str(root), "grouped": True}, "y": of_pairs}
+    )
+  )
+  groups = {pair.name: pair.group for pair in found}
+  assert groups["photographs/b/0.jpg"] == groups["b/0.jpg"]
+  assert groups["photographs/a/0.jpg"] == groups["a/0.jpg"]
+  assert len(set(groups.values())) == 4
+
+
+def test_folders_are_left_out_at_any_depth(root, tmp_path):
+  names = tmp_path / "deep.txt"
+  names.write_text("d\nloose.jpg\n")
+  options = {"path": str(root), "exclude": str(names)}
+  found = listed(pair_sources.open_pairs({"x": options}))
+  assert {pair.name for pair in found} == {
+    *("a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/1.jpg", "loose.jpg")
+  }
+  only = pair_sources.open_pairs({"x": {"path": str(root), "only": str(names)}})
+  assert [pair.name for pair in listed(only)] == ["c/d/0.jpg"]
+
+
 def test_sources_count_as_often_as_they_say(root, names):
   source = pair_sources.open_pairs(
     {

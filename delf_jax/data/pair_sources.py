@@ -131,17 +131,19 @@ def open_pairs(sources: Mapping[str, Mapping[str, Any]]) -> Mixture:
       depth (one whose path is "" is left out), and may say
 
       - repeat (1): how often its photographs count in an epoch;
-      - grouped (False): photographs in one folder at the top of `path` may
-        show the same place, and are then no examples against each other;
-      - exclude (""): a file of names of such folders to leave out;
-      - only (""): a file of names of such folders to take, and no others;
+      - grouped (False): photographs in one folder, or in folders of one name,
+        of whatever source, may show the same place, and are then no examples
+        against each other;
+      - exclude (""): a file of names of folders to leave out, at any depth;
+      - only (""): a file of names of folders to take, and no others;
       - verified (""): a file of `write_verified`: pairs of photographs instead
-        of single ones, their groups those of the file.
+        of single ones, always grouped.
 
   Raises:
     InputError: if an option is unknown, or nothing is left.
   """
   found = []
+  groups: dict[str, int] = {}
   for name, options in sources.items():
     unknown = sorted(
       set(options)
@@ -164,9 +166,9 @@ def open_pairs(sources: Mapping[str, Mapping[str, Any]]) -> Mixture:
     verified = options.pop("verified", "")
     if verified:
       options.pop("grouped", None)
-      source = read_verified(path, verified, **options)
+      source = read_verified(path, verified, groups=groups, **options)
     else:
-      source = list_photographs(path, **options)
+      source = list_photographs(path, groups=groups, **options)
     found.append((source, repeat))
   if not found:
     raise InputError(
@@ -178,9 +180,21 @@ def open_pairs(sources: Mapping[str, Mapping[str, Any]]) -> Mixture:
 
 
 def list_photographs(
-  path: str, *, grouped: bool = False, exclude: str = "", only: str = ""
+  path: str,
+  *,
+  grouped: bool = False,
+  exclude: str = "",
+  only: str = "",
+  groups: dict[str, int] | None = None,
 ) -> Photographs:
   """Lists the photographs of a folder; see `open_pairs`.
+
+  Args:
+    path: the folder.
+    grouped: whether labels are groups, not all `ALONE`.
+    exclude: a file of names of folders.
+    only: a file of names of folders.
+    groups: by names of folders; receives those that are new.
 
   Raises:
     InputError: if there are none.
@@ -193,10 +207,10 @@ def list_photographs(
       f"{path!r}: {only or exclude!r} leaves no photograph of it; check the "
       f"names of folders in it"
     )
-  groups = np.full(len(paths), ALONE)
+  labels = [ALONE] * len(paths)
   if grouped:
-    _, groups = np.unique([_top(p) for p in paths], return_inverse=True)
-  return Photographs(FileSource(path, paths, groups))
+    labels = _number(paths, {} if groups is None else groups)
+  return Photographs(FileSource(path, paths, labels))
 
 
 def write_verified(
@@ -229,11 +243,23 @@ def write_verified(
 
 
 def read_verified(
-  root: str, path: str, *, exclude: str = "", only: str = ""
+  root: str,
+  path: str,
+  *,
+  exclude: str = "",
+  only: str = "",
+  groups: dict[str, int] | None = None,
 ) -> VerifiedPairs:
   """Reads what `write_verified` wrote; see `open_pairs`.
 
   Pairs are left out if one of their photographs is.
+
+  Args:
+    root: the folder that the file's paths are relative to.
+    path: the file.
+    exclude: a file of names of folders.
+    only: a file of names of folders.
+    groups: by names of folders; receives those that are new.
 
   Raises:
     InputError: if the file is missing or unfit, or nothing is left.
@@ -251,25 +277,29 @@ def read_verified(
   if not len(rows):
     raise InputError(f"{path!r}: no verified pair is left; check exclude, only")
   parts = np.split(inliers.astype(np.float64), ends[:-1])
-  _, groups = np.unique([_top(p) for p in paths], return_inverse=True)
+  labels = _number(paths, {} if groups is None else groups)
   return VerifiedPairs(
-    FileSource(root, paths.tolist(), groups),
+    FileSource(root, paths.tolist(), labels),
     pairs[rows],
     homographies[rows],
     [parts[row] for row in rows],
   )
 
 
-def _top(path: str) -> str:
-  return path.partition("/")[0]
+def _number(paths: Sequence[str], groups: dict[str, int]) -> list[int]:
+  """Returns the group of each path: that of the folder it is in."""
+  folders = [path.rpartition("/")[0].rpartition("/")[2] for path in paths]
+  return [groups.setdefault(name, len(groups)) for name in folders]
 
 
 def _wanted(paths: Sequence[str], *, exclude: str, only: str) -> np.ndarray:
   """Returns [n] bool, whether a path is in one of the wanted folders."""
-  tops = np.array([_top(path) for path in paths], object)
-  keep = np.ones(len(tops), bool)
+  above = [set(path.split("/")[:-1]) for path in paths]
+  keep = np.ones(len(paths), bool)
   if exclude:
-    keep &= ~np.isin(tops, read_class_names(exclude))
+    names = set(read_class_names(exclude))
+    keep &= [names.isdisjoint(folders) for folders in above]
   if only:
-    keep &= np.isin(tops, read_class_names(only))
+    names = set(read_class_names(only))
+    keep &= [not names.isdisjoint(folders) for folders in above]
   return keep
