@@ -5,12 +5,19 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from delf_jax import extraction, extractors, global_search, index, retrieval
+from delf_jax import (
+  extraction,
+  extractors,
+  global_search,
+  index,
+  match_chains,
+  retrieval,
+)
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
 from delf_jax.features import store
@@ -43,12 +50,14 @@ class PhotographDatabase:
     return paths.index(path) if path in paths else None
 
   def search(
-    self, photo: str | os.PathLike, **options: Any
+    self, photo: str | os.PathLike, *, expansion: int = 0, **options: Any
   ) -> tuple[Photograph, list[retrieval.Match]]:
     """Extracts a photograph and looks it up; it never finds itself.
 
     Args:
       photo: the query.
+      expansion: how many of the photographs that it finds are asked again; see
+        `match_chains.follow`. Candidates must be scored by their probability.
       options: of `retrieval.search`.
 
     Returns:
@@ -58,14 +67,59 @@ class PhotographDatabase:
       InputError: if the photograph cannot be used.
     """
     photograph, features = extraction.extract_file(self.extractor, photo)
+    itself = self.number_of(photo)
     matches = retrieval.search(
       features,
       (photograph.height, photograph.width),
       self.searchable,
-      leave_out=self.number_of(photo),
+      leave_out=itself,
       **options,
     )
+    if expansion:
+      matches = self._expand(matches, itself, expansion, options)
     return photograph, matches
+
+  def _expand(
+    self,
+    matches: Sequence[retrieval.Match],
+    itself: int | None,
+    most: int,
+    options: Mapping[str, Any],
+  ) -> list[retrieval.Match]:
+    """Adds what the photographs found find; see `match_chains.follow`."""
+    paths = self.searchable.paths
+    numbers = {path: number for number, path in enumerate(paths)}
+    links = {}
+
+    def ask(path):
+      number = numbers[path]
+      found = retrieval.search(
+        retrieval.features_of(self.searchable, number),
+        tuple(self.searchable.sizes[number]),
+        self.searchable,
+        leave_out=number,
+        **options,
+      )
+      links[path] = {
+        match.path: match for match in found if numbers[match.path] != itself
+      }
+      return {other: match.score for other, match in links[path].items()}
+
+    found = {match.path: match for match in matches}
+    chains = match_chains.follow(
+      {path: match.score for path, match in found.items()},
+      ask,
+      most=most,
+    )
+    for path, (probability, via) in chains.items():
+      if via:
+        found[path] = dataclasses.replace(
+          links[via[-1]][path],
+          score=probability,
+          probability=probability,
+          via=via,
+        )
+    return sorted(found.values(), key=lambda match: -match.score)
 
   def rank(
     self, photo: str | os.PathLike, **options: Any

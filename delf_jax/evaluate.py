@@ -16,8 +16,11 @@ RESULTS/metrics.json receives, in percent, mAP_medium and mAP_hard
 (trapezoidal), mP@1, mP@5, mP@10 (medium), and R@90 and R@95: the largest
 recall, over all queries and distractor queries at once, whose precision is at
 least 90 or 95 %; and 95 % intervals of all, from drawing the queries again.
-Beside it are the precision-recall plot, the rankings, and a cache of features,
-which another run with the same settings reuses. --option NAME=VALUE sets an
+Photographs that a query finds are asked again, and what they find it has found
+too, by a chain of matches; the paper does not (--expansion=0), and the numbers
+without it are printed beside. Next to the numbers are the precision-recall
+plot, the rankings, and a cache of features, which another run with the same
+settings reuses. --option NAME=VALUE sets an
 option of the --kind of index. Philbin's bag of words, ranked by its words alone
 (without --candidates 0 they are verified), with those of other photographs:
 
@@ -98,8 +101,8 @@ def evaluate_photographs(values: flags.FlagValues) -> int:
     )
     search = options.expansion_options(values)
   else:
-    options.refuse_expansion(values)
     search = options.search_options(values)
+    search["expansion"] = options.local_expansion(values)
   result = measurement.evaluate(
     extractor,
     retrieval_sets.open_set(
@@ -115,9 +118,13 @@ def evaluate_photographs(values: flags.FlagValues) -> int:
     workers=values.workers,
     **search,
   )
+  without = result.get("without_expansion")
   for name, value in result.items():
     if isinstance(value, float):
-      print(f"{name:>10}  {_with_interval(result, name)}")
+      line = f"{name:>10}  {_with_interval(result, name)}"
+      if without:
+        line = f"{line:35}without expansion {_with_interval(without, name)}"
+      print(line)
   print(
     f"{result['num_queries']} queries and {result['num_distractors']} "
     f"distractor queries in {program.elapsed(start)}; "

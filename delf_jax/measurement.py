@@ -8,9 +8,10 @@ that was killed goes on at the query where it was.
 """
 
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from delf_jax import (
   global_search,
   html_report,
   precision_plots,
-  progress,
+  remembered_search,
   retrieval,
 )
 from delf_jax.data.retrieval_sets import RetrievalSet
@@ -31,9 +32,6 @@ from delf_jax.errors import InputError
 from delf_jax.evaluation import metrics, results
 from delf_jax.feature_cache import Selection
 from delf_jax.items import Item
-
-Ranking = list[tuple[str, float]]
-Rankings = dict[str, Ranking]
 
 METRICS, RANKINGS, CURVE = "metrics.json", "rankings.json", "curve.json"
 PLOT = "precision_recall.png"
@@ -52,7 +50,12 @@ _SEARCH_CODE = (
   "index/*.py",
   "cached_database.py",
 )
-_METRIC_CODE = ("measurement.py", "evaluation/*.py")
+_METRIC_CODE = (
+  "measurement.py",
+  "remembered_search.py",
+  "match_chains.py",
+  "evaluation/*.py",
+)
 
 
 def evaluate(
@@ -86,12 +89,15 @@ def evaluate(
     index_options: of its `build`.
     selection: which part of the extracted features is used.
     workers: photographs extracted at a time.
-    search: options of `retrieval.search`; of global descriptors those of
-      `global_search.search`, and `database_neighbours` and `database_alpha` of
+    search: options of `retrieval.search`, and `expansion`: how many of the
+      photographs that a query found are asked again, see `match_chains.follow`
+      (none); of global descriptors those of `global_search.search`, and
+      `database_neighbours` and `database_alpha` of
       `query_expansion.augment_database`.
 
   Returns:
-    what `metrics.json` holds.
+    what `metrics.json` holds. Where photographs of local features were asked
+    again, "without_expansion" holds the numbers that there would be otherwise.
 
   Raises:
     InputError: if photographs or options are unfit.
@@ -104,6 +110,13 @@ def evaluate(
     search["calibration"] = search.get(
       "calibration"
     ) or extractors.calibration_of(extractor.settings, extractor.source)
+  # What a photograph finds does not depend on what is made of it.
+  expansion = 0 if one_each else search.pop("expansion", 0)
+  if expansion and search.get("score", retrieval.SCORE) != "probability":
+    raise InputError(
+      "photographs that were found are asked again by the probability of their "
+      "match (expansion), which is not the score here"
+    )
   start = time.perf_counter()
   items = _items(retrieval_set)
   stamps = feature_cache.stamps(
@@ -121,6 +134,7 @@ def evaluate(
   depends = feature_cache.digest(
     {
       "searched": searched,
+      "expansion": expansion,
       "stamps": stamps,
       "set": {
         field.name: getattr(retrieval_set, field.name)
@@ -150,22 +164,34 @@ def evaluate(
       alpha=options.pop("database_alpha", 0.0),
     )
   indexed = time.perf_counter()
-  journal = cache / "rankings" / f"{searched}.jsonl"
-  rankings, distractor_rankings = _rank(
-    retrieval_set,
+  asker = remembered_search.Asker(
     cached,
     searchable,
     selection,
-    journal,
-    options,
-    global_search.search if one_each else retrieval.search,
+    cache / "rankings" / f"{searched}.jsonl",
+    functools.partial(
+      global_search.search if one_each else retrieval.search, **options
+    ),
   )
+  jobs, strangers = remembered_search.list_jobs(retrieval_set, cached)
+  rankings = asker.rank(jobs)
+  distractor_rankings = asker.rank(strangers)
+  plain = None
+  if expansion:
+    plain = results.measure(retrieval_set, rankings, distractor_rankings)
+    rankings = asker.expand(jobs, rankings, expansion)
+    distractor_rankings = asker.expand(
+      strangers, distractor_rankings, expansion
+    )
   ranked = time.perf_counter()
   measured = results.measure(retrieval_set, rankings, distractor_rankings)
   result = measured.as_json()
+  if plain is not None:
+    result["without_expansion"] = plain.as_json()
   result["settings"] = {
     **extractor.settings,
     **json.loads(json.dumps(search, default=str)),
+    **({} if one_each else {"expansion": expansion}),
     "selection": dataclasses.asdict(selection),
     "index": kind,
     "index_options": index_options,
@@ -224,97 +250,6 @@ def _code(patterns: Iterable[str]) -> str:
       for path in sorted(package.glob(pattern))
     }
   )
-
-
-def _rank(
-  retrieval_set: RetrievalSet,
-  cached: feature_cache.Cached,
-  searchable: retrieval.Database,
-  selection: Selection,
-  journal: Path,
-  options: Mapping[str, Any],
-  search: Callable[..., Sequence[retrieval.Match | global_search.Found]],
-) -> tuple[Rankings, Rankings]:
-  """Searches with every query that the journal does not know yet.
-
-  Returns:
-    what the queries and what the distractor queries found. A query that could
-    not be used found nothing; a distractor query that could not be used is left
-    out, since its silence says nothing.
-
-  Raises:
-    InputError: if none of the distractor queries could be used.
-  """
-  numbers = {path: number for number, path in enumerate(searchable.paths)}
-  known = _read_journal(journal)
-
-  def key(item: Item, left_out: str | None) -> str:
-    return json.dumps([item.name, cached.stamps[item.path], left_out])
-
-  jobs = [
-    (query.item, retrieval_set.left_out(query))
-    for query in retrieval_set.truth.queries
-  ]
-  for item, _ in jobs:
-    if item.name not in cached.numbers:
-      print(
-        f"query {item.name!r} could not be used: all it had to find counts "
-        f"as missed"
-      )
-  strangers = [
-    item
-    for item in retrieval_set.distractor_items
-    if item.name in cached.numbers
-  ]
-  lost = len(retrieval_set.distractor_items) - len(strangers)
-  if lost and not strangers:
-    raise InputError(f"none of the {lost} distractor queries could be used")
-  if lost:
-    print(f"{lost} distractor queries could not be used and are left out")
-  jobs += [(item, None) for item in strangers]
-  missing = [
-    (item, left_out)
-    for item, left_out in jobs
-    if item.name in cached.numbers and key(item, left_out) not in known
-  ]
-  journal.parent.mkdir(parents=True, exist_ok=True)
-  with open(journal, "a") as file:
-    for item, left_out in progress.track(missing, label="search", unit="query"):
-      matches = search(
-        cached.features(item.name, selection),
-        cached.size(item.name),
-        searchable,
-        leave_out=numbers.get(left_out),
-        **options,
-      )
-      known[key(item, left_out)] = [(one.path, one.score) for one in matches]
-      entry = [key(item, left_out), known[key(item, left_out)]]
-      file.write(json.dumps(entry) + "\n")
-      file.flush()
-  found = [
-    (item.name, known.get(key(item, left_out), [])) for item, left_out in jobs
-  ]
-  count = len(retrieval_set.truth.queries)
-  return dict(found[:count]), dict(found[count:])
-
-
-def _read_journal(path: Path) -> Rankings:
-  """Reads what earlier runs found, and cuts off a line that was not finished.
-
-  Another measurement with the same database may have asked the same queries.
-  """
-  try:
-    content = path.read_bytes()
-  except OSError:
-    return {}
-  whole = content[: content.rfind(b"\n") + 1]
-  if len(whole) < len(content):
-    html_report.write_file(path, whole)
-  entries = map(json.loads, whole.splitlines())
-  return {
-    key: [(found, score) for found, score in ranking]
-    for key, ranking in entries
-  }
 
 
 def read_curve(output: str | Path) -> precision_plots.Curve | None:

@@ -6,7 +6,14 @@ from typing import Any, get_args
 
 from absl import flags
 
-from delf_jax import checkpoint, extraction, extractors, match_score, retrieval
+from delf_jax import (
+  checkpoint,
+  extraction,
+  extractors,
+  match_chains,
+  match_score,
+  retrieval,
+)
 from delf_jax.errors import InputError
 from delf_jax.geometry.models import ErrorName, ModelName
 from delf_jax.geometry.sampling import SamplingName
@@ -37,6 +44,7 @@ SEARCH_OPTIONS = (
   "calibration",
   "seed",
 )
+# Of the first, local features have one of their own.
 EXPANSION_OPTIONS = ("expansion", "alpha", "database_expansion")
 
 
@@ -259,25 +267,28 @@ def search_options(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def define_expansion() -> None:
-  """Defines the flags of the search by global descriptors."""
+  """Defines the flags that say what is made of what a query finds."""
   flags.DEFINE_integer(
     "expansion",
-    0,
-    "of global descriptors: photographs that a query is averaged with before "
-    "it is asked again; 1 as the paper did.",
+    None,
+    "of the photographs that a query finds, so many are asked again, and what "
+    f"they find is found ({match_chains.MOST}, where matches have "
+    "probabilities; the paper has 0); of global descriptors, so many are "
+    "averaged with the query (0; the paper had 1 for its rows with QE).",
     lower_bound=0,
   )
   flags.DEFINE_float(
     "alpha",
     0.0,
-    "the power of their similarity that these are weighted by; 0 weights all "
-    "by one.",
+    "of global descriptors: the power of their similarity that these are "
+    "weighted by; 0 weights all by one.",
     lower_bound=0.0,
   )
   flags.DEFINE_integer(
     "database_expansion",
     0,
-    "photographs that each of the database is averaged with.",
+    "of global descriptors: photographs that each of the database is averaged "
+    "with.",
     lower_bound=0,
   )
 
@@ -295,24 +306,33 @@ def expansion_options(values: flags.FlagValues) -> dict[str, Any]:
     "--expansion, --alpha and --database_expansion",
   )
   return {
-    "expansion": values.expansion,
+    "expansion": values.expansion or 0,
     "alpha": values.alpha,
     "database_neighbours": values.database_expansion,
     "database_alpha": values.alpha,
   }
 
 
-def refuse_expansion(values: flags.FlagValues) -> None:
-  """Refuses the flags of `define_expansion`, where features are local.
+def local_expansion(values: flags.FlagValues) -> int:
+  """Returns how many photographs found are asked again, of local features.
 
   Raises:
-    InputError: naming the first one that was given.
+    InputError: if a flag was given that is of global descriptors, or one that
+      --score_by does not allow.
   """
   refuse(
     values,
-    EXPANSION_OPTIONS,
+    [name for name in EXPANSION_OPTIONS if name != "expansion"],
     "is of global descriptors, and these features are local",
   )
+  if values["score_by"].value == "probability":
+    return match_chains.MOST if values.expansion is None else values.expansion
+  if values.expansion:
+    raise InputError(
+      f"--expansion asks again by the probability of matches, not by "
+      f"--score_by={values['score_by'].value}"
+    )
+  return 0
 
 
 def refuse(values: flags.FlagValues, names: Sequence[str], reason: str) -> None:

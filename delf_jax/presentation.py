@@ -107,6 +107,8 @@ def query_sections(
 def describe_match(match: retrieval.Match) -> str:
   """Says how sure a match is and what its transform does."""
   words = f"probability {match.probability:.3f}  inliers {match.inlier_count}"
+  if match.via:
+    words += f"  via {', '.join(map(drawing.visible, match.via))}"
   if match.inlier_count:
     words += f"  {html_report.describe_transform(affine_at_centre(match))}"
   return words
@@ -126,13 +128,11 @@ def _match_section(
   title, name, query, photograph, match, photos, *, blended=False
 ):
   """Shows one compared photograph; `name` is that of the picture's file."""
-  path = Path(photos) / match.path
-  try:
-    image = read_photograph(path, max_side=PICTURE_SIDE)
-  except InputError:
-    # The index outlives the photographs it was made from.
-    height, width = match.image_size
-    image = Photograph(np.full((240, 320, 3), 128, np.uint8), height, width)
+  image = _read(Path(photos) / match.path, match.image_size)
+  if match.via:
+    # Its lines and its transform begin at the last photograph on the way.
+    query = match.via[-1]
+    photograph = _read(Path(photos) / query, match.query_size)
   found = match.inlier_count > 0
   counted = _counted(match.inlier_count, "inlier", "inliers")
   picture = match_pictures.draw_matches(
@@ -152,7 +152,9 @@ def _match_section(
   blocks = [
     html_report.Picture(
       picture,
-      f"The query {query} beside {match.path}, {counted} joined by lines",
+      f"{query} beside {match.path}, {counted} joined by lines"
+      if match.via
+      else f"The query {query} beside {match.path}, {counted} joined by lines",
       name=name,
     )
   ]
@@ -171,8 +173,8 @@ def _match_section(
         html_report.Animation(
           blend,
           "Both photographs laid over each other",
-          f"The query {query}, moved by the transform, over {match.path}, a "
-          "line moving between them",
+          f"{query}, moved by the transform, over {match.path}, a line moving "
+          "between them",
           name="blend",
         )
       )
@@ -183,6 +185,7 @@ def _match_section(
       html_report.Facts(
         [
           ("Probability", f"{match.probability:.3f}"),
+          *([("By way of", ", ".join(match.via))] if match.via else []),
           (
             "Transform",
             html_report.describe_transform(affine_at_centre(match)),
@@ -197,6 +200,14 @@ def _match_section(
       )
     )
   return html_report.Section(title, blocks, aside=counted, level=3)
+
+
+def _read(path: Path, size: tuple[int, int]) -> Photograph:
+  """Reads a photograph; grey, if the index has outlived it."""
+  try:
+    return read_photograph(path, max_side=PICTURE_SIDE)
+  except InputError:
+    return Photograph(np.full((240, 320, 3), 128, np.uint8), *size)
 
 
 def _counted(count: int, one: str, more: str) -> str:

@@ -11,6 +11,11 @@ the same for programs. --report writes DIR/index.html with both photographs side
 by side and the inliers drawn. A photograph that is itself in the index does not
 find itself. --against compares two photographs without an index.
 
+Photographs that it finds are asked again, --expansion of them, and what they
+find is found by way of them ("via"): the side of a building finds its back. Its
+probability is the product of those of the matches on the way, and inliers and
+transform are those of the last.
+
 Of global descriptors it prints a line a photograph, the most similar first
 (path, similarity), as many as --most says; nothing is verified, so that none is
 no match. --expansion asks again with the mean of the query and what it found.
@@ -54,6 +59,7 @@ def as_json(
   def describe(match):
     return {
       "path": match.path,
+      "via": list(match.via),
       "probability": round(match.probability, 6),
       "inliers": match.inlier_count,
       "score": match.score,
@@ -168,7 +174,9 @@ def main() -> int:
     extractor = options.open_extractor(values)
     if extractor.describe is not None:
       return compare_descriptors(values, extractor)
-    options.refuse_expansion(values)
+    options.refuse(
+      values, options.EXPANSION_OPTIONS, "does not apply to two photographs"
+    )
     for name in ("candidates", "votes"):
       del search[name]
     photograph, match = compare_photographs(
@@ -187,8 +195,9 @@ def main() -> int:
     )
     if opened.extractor.describe is not None:
       return rank_photographs(values, opened)
-    options.refuse_expansion(values)
-    photograph, matches = opened.search(values.photo, **search)
+    photograph, matches = opened.search(
+      values.photo, expansion=options.local_expansion(values), **search
+    )
     photos = opened.photos
   accepted = retrieval.accept(matches, min_probability=values.min_probability)
   if values.json:

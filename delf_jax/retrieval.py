@@ -119,6 +119,10 @@ class Match:
     query_size: (height, width) of the query.
     image_size: (height, width) of the photograph.
     query_features: how many features the query has.
+    via: of a match that was found by way of others (`match_chains`), the
+      photographs between the query and this one. Then "the query" of all other
+      attributes is the last of these, but for the score and the probability,
+      which are of the whole chain.
   """
 
   path: str
@@ -138,6 +142,7 @@ class Match:
   query_size: tuple[int, int]
   image_size: tuple[int, int]
   query_features: int
+  via: tuple[str, ...] = ()
 
   @property
   def votes(self) -> int:
@@ -379,6 +384,27 @@ def compare(
   )
   found = search(query, query_size, database, **options)
   return found[0] if found else _nothing(query, query_size, other_size)
+
+
+def features_of(database: Database, number: int) -> LocalFeatures:
+  """Returns the features of a photograph of a database, to search with.
+
+  Args:
+    database: with scales and descriptors.
+    number: of the photograph.
+
+  Returns:
+    its features, in the database's order; their scores, which it does not
+    hold, are zeros.
+  """
+  rows = np.arange(*database.offsets[number : number + 2])
+  return LocalFeatures(
+    locations=database.locations[rows],
+    scales=database.scales[rows],
+    scores=np.zeros(len(rows), np.float32),
+    descriptors=database.descriptors[rows],
+    mask=np.ones(len(rows), bool),
+  )
 
 
 def accept(

@@ -40,9 +40,9 @@ DEFAULTS: Mapping[str, Any] = {
   # Of global descriptors: longest sides that photographs are brought to; by
   # default what the checkpoint recommends.
   "features.sides": (),
-  # Of global descriptors: photographs a query is averaged with, the power of
-  # their similarity they are weighted by, and photographs of the database that
-  # each of it is averaged with.
+  # Photographs found that are asked again. Of global descriptors: photographs a
+  # query is averaged with, the power of their similarity they are weighted by,
+  # and photographs of the database that each of it is averaged with.
   "expansion.neighbours": 0,
   "expansion.alpha": 0.0,
   "expansion.database": 0,

@@ -56,8 +56,7 @@ _INDEX_OPTIONS = {
 def search_options(settings: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the options of the search that a config sets.
 
-  They are of `retrieval.search`, or, for global descriptors, what
-  `measurement.evaluate` takes.
+  They are what `measurement.evaluate` takes.
   """
   if settings["features.kind"] == "global":
     return {
@@ -71,6 +70,7 @@ def search_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in settings.items()
     if path.startswith("verification.") or path in ("neighbours", "candidates")
   }
+  options["expansion"] = settings["expansion.neighbours"]
   calibration = options.pop("calibration")
   if calibration:
     options["calibration"] = match_score.read_calibration(calibration)

@@ -1,5 +1,6 @@
 """From training to a verified match, in one process, with a tiny network."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -51,6 +52,50 @@ def test_a_photograph_finds_itself_in_every_pixel_but_not_by_default(world):
   assert found[0].path == "landmark_00/view_000.jpg"
   np.testing.assert_allclose(found[0].transform[:2], np.eye(2, 3), atol=0.2)
   assert retrieval.accept(found)[0] == found[0]
+
+
+def test_what_a_photograph_finds_is_found_by_way_of_it(world, monkeypatch):
+  opened = database.open_database(world / "index")
+  paths = opened.searchable.paths
+  view = [paths.index(f"landmark_00/view_00{i}.jpg") for i in range(3)]
+  photo = f"{opened.photos}/{paths[view[0]]}"
+  _, (match, *_) = opened.search(photo)
+  probabilities = {
+    view[0]: {view[1]: 0.9},
+    view[1]: {view[0]: 1.0, view[2]: 0.8},
+    view[2]: {},
+  }
+  asked = []
+
+  def search(features, size, searchable, *, leave_out, **options):
+    assert options == {"neighbours": 4}
+    asked.append(leave_out)
+    start, stop = searchable.offsets[leave_out : leave_out + 2]
+    assert len(features.mask) == stop - start
+    assert size == tuple(searchable.sizes[leave_out])
+    return [
+      dataclasses.replace(match, path=paths[i], score=p, probability=p)
+      for i, p in probabilities[leave_out].items()
+    ]
+
+  monkeypatch.setattr(retrieval, "search", search)
+  _, found = opened.search(photo, expansion=5, neighbours=4)
+  assert asked == view  # and it does not find itself
+  assert [m.path for m in found] == [paths[view[1]], paths[view[2]]]
+  assert [m.via for m in found] == [(), (paths[view[1]],)]
+  assert found[1].score == found[1].probability == pytest.approx(0.72)
+  asked.clear()
+  opened.search(photo, neighbours=4)
+  assert asked == view[:1]
+
+
+def test_features_of_a_database_find_themselves(world):
+  opened = database.open_database(world / "index")
+  features = retrieval.features_of(opened.searchable, 3)
+  size = tuple(opened.searchable.sizes[3])
+  (best, *_) = retrieval.search(features, size, opened.searchable)
+  assert best.path == opened.searchable.paths[3]
+  np.testing.assert_allclose(best.transform[:2], np.eye(2, 3), atol=0.2)
 
 
 def test_a_broken_query_is_one_clear_line(world):

@@ -86,8 +86,16 @@ def test_a_user_measures_them(run, benchmark, tmp_path):
   wrong = program("evaluate", *arguments, "--candidates=5", status=1)
   assert "--candidates is of local features" in wrong
   arguments[2] = "--features=sift"
-  wrong = program("evaluate", *arguments[:4], "--expansion=1", status=1)
-  assert "--expansion is of global descriptors" in wrong
+  wrong = program("evaluate", *arguments[:4], "--alpha=1", status=1)
+  assert "--alpha is of global descriptors" in wrong
+  wrong = program(
+    "evaluate",
+    *arguments[:4],
+    "--expansion=1",
+    "--score_by=inliers",
+    status=1,
+  )
+  assert "not by --score_by=inliers" in wrong
 
 
 @pytest.mark.slow

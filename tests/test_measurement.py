@@ -6,10 +6,17 @@ import json
 import numpy as np
 import pytest
 
-from delf_jax import extractors, match_score, measurement, retrieval
+from delf_jax import (
+  extractors,
+  match_chains,
+  match_score,
+  measurement,
+  retrieval,
+)
 from delf_jax.data import retrieval_sets
 from delf_jax.errors import InputError
 from delf_jax.evaluation import results
+from delf_jax.evaluation.protocols import QueryTruth
 from delf_jax.feature_cache import Selection
 
 FAST = {"candidates": 5, "neighbours": 4}
@@ -175,6 +182,62 @@ def test_a_selection_is_measured_as_if_it_alone_were_extracted(
   assert (tmp_path / "part" / "rankings.json").read_bytes() == (
     tmp_path / "alone" / "rankings.json"
   ).read_bytes()
+
+
+def test_what_was_found_is_asked_again(
+  benchmark, extractor, cache, tmp_path, searches
+):
+  options = {"seed": 3}
+  plain = evaluate(extractor, benchmark, tmp_path / "a", cache, **options)
+  assert len(searches) == 5 and "without_expansion" not in plain
+  options["expansion"] = 4
+  found = evaluate(extractor, benchmark, tmp_path / "b", cache, **options)
+  assert found["without_expansion"].items() <= plain.items()
+  assert found["settings"]["expansion"] == 4
+  assert plain["settings"]["expansion"] == 0
+  # Every photograph of the database is asked once at most, however often it
+  # is found, and queries in the database have been asked already.
+  assert 5 < len(searches) <= 5 + len(benchmark.database) - 3
+
+  every = dataclasses.replace(
+    benchmark,
+    truth=dataclasses.replace(
+      benchmark.truth,
+      queries=tuple(
+        QueryTruth(path, easy=tuple({*benchmark.database} - {path}))
+        for path in benchmark.database
+      ),
+    ),
+  )
+  options["expansion"] = 0
+  evaluate(extractor, every, tmp_path / "c", cache, **options)
+  first, second, links = (
+    json.loads((tmp_path / name / "rankings.json").read_text())
+    for name in "abc"
+  )
+  for kind in ("queries", "distractors"):
+    for query, ranking in first[kind].items():
+
+      def ask(path, query=query):
+        asked = dict(links["queries"][path])
+        return {other: p for other, p in asked.items() if other != query}
+
+      chains = match_chains.follow(dict(ranking), ask, most=4)
+      expected = dict(ranking) | {p: c.probability for p, c in chains.items()}
+      assert dict(second[kind][query]) == expected
+      scores = [score for _, score in second[kind][query]]
+      assert scores == sorted(scores, reverse=True)
+      assert query not in expected
+
+  with pytest.raises(InputError, match="not the score here"):
+    evaluate(
+      extractor,
+      benchmark,
+      tmp_path / "d",
+      cache,
+      score="inliers",
+      expansion=1,
+    )
 
 
 def test_a_query_that_cannot_be_used_finds_nothing(extractor, tmp_path, capsys):

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from delf_jax import html_report, presentation, retrieval
 from delf_jax.data.photographs import Photograph
@@ -52,6 +53,26 @@ def test_a_match_is_drawn_with_its_probability(match):
   said = dict(facts.items)
   assert said["Probability"] == f"{match.probability:.3f}"
   assert said["Transform"].startswith("scale 1.00, stretch 1.00")
+
+
+def test_a_match_by_way_of_another_is_drawn_beside_that(match, tmp_path):
+  way = np.full((60, 80, 3), 255, np.uint8)
+  Image.fromarray(way).save(tmp_path / "way.png")
+  reached = dataclasses.replace(
+    match, path="far.jpg", probability=0.9, via=("first.jpg", "way.png")
+  )
+  assert "via first.jpg, way.png" in presentation.describe_match(reached)
+  sections = presentation.query_sections(
+    "a.jpg", photograph(), [reached], tmp_path
+  )
+  picture, _, facts = sections[1].blocks
+  assert picture.alt.startswith("way.png beside far.jpg")
+  assert dict(facts.items)["By way of"] == "first.jpg, way.png"
+  # The white photograph is what is drawn on the left, not the query.
+  left = picture.pixels[picture.pixels.shape[0] // 2, 40:60]
+  direct = presentation.query_sections("a.jpg", photograph(), [match], tmp_path)
+  other = direct[1].blocks[0].pixels
+  assert not np.array_equal(left, other[other.shape[0] // 2, 40:60])
 
 
 def test_the_best_candidate_is_shown_where_none_is_accepted(match):

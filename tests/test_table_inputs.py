@@ -39,6 +39,7 @@ def run(tmp_path_factory):
 
 def test_every_option_of_verification_is_one_of_the_search():
   options = table_inputs.search_options(settings_of())
+  assert options.pop("expansion") == 0  # of `measurement.evaluate`
   known = inspect.signature(retrieval.search).parameters
   assert options.keys() <= known.keys()
   # All but what a caller decides by itself.

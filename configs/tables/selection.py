@@ -60,6 +60,11 @@ _DIFFERENT = (
     "500 features, PCA 40",
     {"features.max_features": 500, "features.pca": 40},
   ),
+  (
+    "product_expanded",
+    "by L2 norm x attention, 30 photographs found asked again",
+    {"features.score": "product", "expansion.neighbours": 30},
+  ),
 )
 
 # The paper has no such table.

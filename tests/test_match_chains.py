@@ -1,0 +1,100 @@
+"""Chains of matches: the most probable ones, against all there are."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from delf_jax import match_chains
+from delf_jax.match_chains import Chain
+
+
+def world(seed, count=7, links=0.5):
+  """Returns what a query finds, and what each photograph finds."""
+  generator = np.random.default_rng(seed)
+  names = [f"{number}.jpg" for number in range(count)]
+  table = generator.uniform(size=(count + 1, count))
+  table[generator.uniform(size=table.shape) > links] = 0
+  table[1:][np.eye(count, dtype=bool)] = 0
+  query, *rest = [dict(zip(names, row.tolist(), strict=True)) for row in table]
+  return query, dict(zip(names, rest, strict=True))
+
+
+def all_chains(found, graph):
+  """The best probability of every photograph, over all simple chains."""
+  best = {}
+  for length in range(1, len(graph) + 1):
+    for chain in itertools.permutations(graph, length):
+      p = found[chain[0]]
+      for one, other in itertools.pairwise(chain):
+        p *= graph[one][other]
+      if p > best.get(chain[-1], 0):
+        best[chain[-1]] = p
+  return best
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_most_probable_chain_of_all(seed):
+  found, graph = world(seed)
+  chains = match_chains.follow(found, graph.get, most=100, least=0)
+  expected = all_chains(found, graph)
+  assert set(chains) == set(expected)
+  for path, (probability, via) in chains.items():
+    assert probability == pytest.approx(expected[path], rel=1e-12)
+    steps = [*via, path]
+    product = found[steps[0]]
+    for one, other in itertools.pairwise(steps):
+      product *= graph[one][other]
+    assert product == pytest.approx(probability, rel=1e-12)
+
+
+def test_who_is_asked():
+  found = {"a": 0.5, "b": 0.9, "c": 0.05, "d": 0.5, "e": 0.0}
+  graph = {
+    "a": {"b": 1.0},
+    "b": {"c": 0.8, "f": 0.12},
+    "c": {"f": 0.5},
+    "d": {},
+    "f": {},
+  }
+  asked = []
+
+  def ask(path):
+    asked.append(path)
+    return graph[path]
+
+  chains = match_chains.follow(found, ask, most=3)
+  assert asked == ["b", "c", "a"]  # c by way of b, a before d
+  assert chains["c"] == Chain(0.9 * 0.8, ("b",))
+  assert chains["f"] == Chain(0.9 * 0.8 * 0.5, ("b", "c"))
+  assert chains["a"] == Chain(0.5) and chains["b"] == Chain(0.9)
+  assert "e" not in chains
+  asked.clear()
+  match_chains.follow(found, ask, least=0.4)
+  assert asked == ["b", "c", "a", "d"]  # not f, at 0.36
+  asked.clear()
+  unchanged = match_chains.follow(found, ask, most=0)
+  assert not asked
+  assert unchanged == {p: Chain(found[p]) for p in "abcd"}
+
+
+def test_the_order_in_which_things_are_listed_does_not_matter():
+  found, graph = world(3, links=0.9)
+  found = dict.fromkeys(found, 0.5)
+  graph = {path: dict.fromkeys(links, 0.9) for path, links in graph.items()}
+
+  def reverse(listed):
+    return dict(reversed(listed.items()))
+
+  once = match_chains.follow(found, graph.get, most=3)
+  turned = match_chains.follow(
+    reverse(found), lambda path: reverse(graph[path]), most=3
+  )
+  assert once == turned
+
+
+def test_a_stranger_gains_nothing():
+  found, graph = world(5, links=1.0)
+  found = {path: 0.2 * p for path, p in found.items()}
+  chains = match_chains.follow(found, graph.get, most=100, least=0)
+  assert max(c.probability for c in chains.values()) == max(found.values())
