@@ -81,6 +81,7 @@ def get_config(variant: str = "all") -> ConfigDict:
       "features": {"kind": "sift"},
       "index": {"kind": "bag_of_words"},
       "verification": {"counting": "one_to_one", "transforms": "plausible"},
+      "expansion": {},
       "sweep": {},
     }
   )

@@ -101,6 +101,7 @@ def get_config(variant: str = "all") -> ConfigDict:
         "transforms": "plausible",
         "score": "probability",
       },
+      "expansion": {},
       "sweep": {},
     }
   )

@@ -162,6 +162,7 @@ def get_config(variant: str = "all") -> ConfigDict:
       "features": {},
       "index": {},
       "verification": {},
+      "expansion": {},
       "sweep": {},
     }
   )

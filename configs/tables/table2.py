@@ -81,6 +81,7 @@ def get_config(variant: str = "all") -> ConfigDict:
       "features": {"checkpoint": "@imagenet", "pca": 0},
       "index": {},
       "verification": {},
+      "expansion": {},
       "sweep": {},
     }
   )

@@ -175,6 +175,7 @@ def get_config(variant: str = "all") -> ConfigDict:
       "features": {"pca": 40},
       "index": {},
       "verification": {},
+      "expansion": {},
       "sweep": {},
     }
   )

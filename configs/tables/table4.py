@@ -108,6 +108,7 @@ def get_config(variant: str = "all") -> ConfigDict:
       "features": {"pca": 40},
       "index": {},
       "verification": {},
+      "expansion": {},
       "sweep": {},
     }
   )

@@ -127,6 +127,7 @@ def get_config(variant: str = "all") -> ConfigDict:
       "features": {"pca": 40, "max_features": 500, "score_threshold": 0.01},
       "index": {"kind": "inverted_file"},
       "verification": {},
+      "expansion": {},
       "sweep": {},
     }
   )

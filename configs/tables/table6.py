@@ -77,6 +77,7 @@ def get_config(variant: str = "all") -> ConfigDict:
       "features": {"checkpoint": "@lc", "score": "l2_norm", "pca": 40},
       "index": {"kind": "inverted_file"},
       "verification": {},
+      "expansion": {},
       "sweep": {},
     }
   )

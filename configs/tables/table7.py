@@ -96,6 +96,7 @@ def get_config(variant: str = "all") -> ConfigDict:
       "features": {"pca": 40, "max_features": 500},
       "index": {"kind": "inverted_file"},
       "verification": {},
+      "expansion": {},
       "sweep": {},
     }
   )
