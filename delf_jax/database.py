@@ -50,7 +50,12 @@ class PhotographDatabase:
     return paths.index(path) if path in paths else None
 
   def search(
-    self, photo: str | os.PathLike, *, expansion: int = 0, **options: Any
+    self,
+    photo: str | os.PathLike,
+    *,
+    expansion: int = 0,
+    least: float = retrieval.MIN_PROBABILITY,
+    **options: Any,
   ) -> tuple[Photograph, list[retrieval.Match]]:
     """Extracts a photograph and looks it up; it never finds itself.
 
@@ -58,6 +63,8 @@ class PhotographDatabase:
       photo: the query.
       expansion: how many of the photographs that it finds are asked again; see
         `match_chains.follow`. Candidates must be scored by their probability.
+      least: those found with a smaller probability are not asked; nothing that
+        they find is more probable.
       options: of `retrieval.search`.
 
     Returns:
@@ -76,7 +83,7 @@ class PhotographDatabase:
       **options,
     )
     if expansion:
-      matches = self._expand(matches, itself, expansion, options)
+      matches = self._expand(matches, itself, expansion, least, options)
     return photograph, matches
 
   def _expand(
@@ -84,6 +91,7 @@ class PhotographDatabase:
     matches: Sequence[retrieval.Match],
     itself: int | None,
     most: int,
+    least: float,
     options: Mapping[str, Any],
   ) -> list[retrieval.Match]:
     """Adds what the photographs found find; see `match_chains.follow`."""
@@ -110,6 +118,7 @@ class PhotographDatabase:
       {path: match.score for path, match in found.items()},
       ask,
       most=most,
+      least=least,
     )
     for path, (probability, via) in chains.items():
       if via:

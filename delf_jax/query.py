@@ -196,7 +196,10 @@ def main() -> int:
     if opened.extractor.describe is not None:
       return rank_photographs(values, opened)
     photograph, matches = opened.search(
-      values.photo, expansion=options.local_expansion(values), **search
+      values.photo,
+      expansion=options.local_expansion(values),
+      least=values.min_probability,
+      **search,
     )
     photos = opened.photos
   accepted = retrieval.accept(matches, min_probability=values.min_probability)

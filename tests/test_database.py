@@ -79,14 +79,15 @@ def test_what_a_photograph_finds_is_found_by_way_of_it(world, monkeypatch):
     ]
 
   monkeypatch.setattr(retrieval, "search", search)
-  _, found = opened.search(photo, expansion=5, neighbours=4)
+  _, found = opened.search(photo, expansion=5, least=0.7, neighbours=4)
   assert asked == view  # and it does not find itself
   assert [m.path for m in found] == [paths[view[1]], paths[view[2]]]
   assert [m.via for m in found] == [(), (paths[view[1]],)]
   assert found[1].score == found[1].probability == pytest.approx(0.72)
-  asked.clear()
-  opened.search(photo, neighbours=4)
-  assert asked == view[:1]
+  for options in ({}, {"expansion": 5, "least": 0.95}):
+    asked.clear()
+    opened.search(photo, neighbours=4, **options)
+    assert asked == view[:1]
 
 
 def test_features_of_a_database_find_themselves(world):
