@@ -120,14 +120,13 @@ class PhotographDatabase:
       most=most,
       least=least,
     )
-    for path, (probability, via) in chains.items():
-      if via:
-        found[path] = dataclasses.replace(
-          links[via[-1]][path],
-          score=probability,
-          probability=probability,
-          via=via,
-        )
+    for path, chain in chains.items():
+      found[path] = dataclasses.replace(
+        links[chain.via[-1]][path] if chain.via else found[path],
+        score=chain.score,
+        probability=chain.probability,
+        via=chain.via,
+      )
     return sorted(found.values(), key=lambda match: -match.score)
 
   def rank(

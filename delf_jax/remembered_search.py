@@ -130,7 +130,7 @@ class Asker:
         most=most,
       )
       scores = dict(ranking) | {
-        path: chain.probability for path, chain in chains.items()
+        path: chain.score for path, chain in chains.items()
       }
       # Equal ones stay as they were, those that are new behind them.
       expanded[job.item.name] = sorted(

@@ -122,7 +122,7 @@ class Match:
     via: of a match that was found by way of others (`match_chains`), the
       photographs between the query and this one. Then "the query" of all other
       attributes is the last of these, but for the score and the probability,
-      which are of the whole chain.
+      which are of the whole chain (`match_chains.Chain`).
   """
 
   path: str

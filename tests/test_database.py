@@ -83,7 +83,11 @@ def test_what_a_photograph_finds_is_found_by_way_of_it(world, monkeypatch):
   assert asked == view  # and it does not find itself
   assert [m.path for m in found] == [paths[view[1]], paths[view[2]]]
   assert [m.via for m in found] == [(), (paths[view[1]],)]
-  assert found[1].score == found[1].probability == pytest.approx(0.72)
+  assert [m.probability for m in found] == pytest.approx([0.9, 0.72])
+  support = 0.9 / 1.8, 0.8 * 0.9 / 1.8
+  assert [m.score for m in found] == pytest.approx(
+    [0.9**0.75 * support[0] ** 0.25, 0.72**0.75 * support[1] ** 0.25]
+  )
   for options in ({}, {"expansion": 5, "least": 0.95}):
     asked.clear()
     opened.search(photo, neighbours=4, **options)

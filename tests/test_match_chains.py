@@ -39,7 +39,7 @@ def test_the_most_probable_chain_of_all(seed):
   chains = match_chains.follow(found, graph.get, most=100, least=0)
   expected = all_chains(found, graph)
   assert set(chains) == set(expected)
-  for path, (probability, via) in chains.items():
+  for path, (probability, via, _) in chains.items():
     assert probability == pytest.approx(expected[path], rel=1e-12)
     steps = [*via, path]
     product = found[steps[0]]
@@ -65,9 +65,9 @@ def test_who_is_asked():
 
   chains = match_chains.follow(found, ask, most=3)
   assert asked == ["b", "c", "a"]  # c by way of b, a before d
-  assert chains["c"] == Chain(0.9 * 0.8, ("b",))
-  assert chains["f"] == Chain(0.9 * 0.8 * 0.5, ("b", "c"))
-  assert chains["a"] == Chain(0.5) and chains["b"] == Chain(0.9)
+  assert chains["c"][:2] == (0.9 * 0.8, ("b",))
+  assert chains["f"][:2] == (0.9 * 0.8 * 0.5, ("b", "c"))
+  assert chains["a"][:2] == (0.5, ()) and chains["b"][:2] == (0.9, ())
   assert "e" not in chains
   asked.clear()
   match_chains.follow(found, ask, least=0.4)
@@ -75,7 +75,7 @@ def test_who_is_asked():
   asked.clear()
   unchanged = match_chains.follow(found, ask, most=0)
   assert not asked
-  assert unchanged == {p: Chain(found[p]) for p in "abcd"}
+  assert unchanged == {p: Chain(found[p], (), found[p]) for p in "abcd"}
 
 
 def test_the_order_in_which_things_are_listed_does_not_matter():
@@ -91,6 +91,30 @@ def test_the_order_in_which_things_are_listed_does_not_matter():
     reverse(found), lambda path: reverse(graph[path]), most=3
   )
   assert once == turned
+
+
+def test_what_a_query_finds_of_what_is_linked_supports_a_chain():
+  found = {"a": 0.9, "b": 0.4, "x": 0.2}
+  graph = {
+    "a": {"b": 0.5, "c": 0.6, "d": 1.0},
+    "b": {"a": 0.8, "c": 0.1},
+    "c": {"a": 0.3},
+    "d": {},
+    "x": {},
+  }
+  chains = match_chains.follow(found, graph.get)
+  support = {path: chain.support for path, chain in chains.items()}
+  assert support == pytest.approx(
+    {
+      "a": (0.9 + 0.8 * 0.4 + 0.6 * 0 + 1.0 * 0) / (1 + 0.8 + 0.6 + 1.0),
+      "b": (0.4 + 0.8 * 0.9 + 0.1 * 0) / (1 + 0.8 + 0.1),
+      "c": (0 + 0.6 * 0.9 + 0.1 * 0.4) / (1 + 0.6 + 0.1),
+      "d": (0 + 1.0 * 0.9) / (1 + 1.0),
+      "x": 0.2,
+    }
+  )
+  assert chains["d"].score == pytest.approx(0.9**0.75 * 0.45**0.25)
+  assert Chain(0.5, (), 0.0).score == pytest.approx(0.5**0.75 * 0.01**0.25)
 
 
 def test_a_stranger_gains_nothing():

@@ -223,7 +223,7 @@ def test_what_was_found_is_asked_again(
         return {other: p for other, p in asked.items() if other != query}
 
       chains = match_chains.follow(dict(ranking), ask, most=4)
-      expected = dict(ranking) | {p: c.probability for p, c in chains.items()}
+      expected = dict(ranking) | {p: c.score for p, c in chains.items()}
       assert dict(second[kind][query]) == expected
       scores = [score for _, score in second[kind][query]]
       assert scores == sorted(scores, reverse=True)
