@@ -124,20 +124,25 @@ def measure(
     curves[name] = protocols.evaluate(
       truth, rankings["queries"], rankings["distractors"]
     )["curve"]
+  without = {
+    name: found["without_expansion"] for name, found in results.items()
+  }
   rows = [
-    [label, *(results[name][key] for name in systems)]
+    [f"{label}{also}", *(numbers[name][key] for name in systems)]
+    for numbers, also in ((results, ""), (without, ", no expansion"))
     for key, label in FIGURES.items()
   ]
-  print(f"\n{'':26}" + "".join(f"{name:>12}" for name in systems))
+  print(f"\n{'':40}" + "".join(f"{name:>12}" for name in systems))
   for label, *figures in rows:
-    print(f"{label:26}" + "".join(f"{figure:12.1f}" for figure in figures))
+    print(f"{label:40}" + "".join(f"{figure:12.1f}" for figure in figures))
   counts = next(iter(results.values()))
   table = html_report.Table(
     header=["in percent", *systems],
     rows=rows,
     caption=f"{counts['num_queries']} queries and "
     f"{counts['num_distractors']} distractor queries over "
-    f"{counts['settings']['photographs']} photographs.",
+    f"{counts['settings']['photographs']} photographs. With expansion, what "
+    "a query finds is asked again.",
     mark_best=True,
   )
   plot = html_report.Picture(

@@ -79,6 +79,7 @@ def test_query_as_json_and_silence(world):
   found = json.loads(run("query", *arguments))
   best = found["matches"][0]
   assert best["inliers"] > 2 * best["expected_by_chance"] > 0
+  assert best["via"] == []
   assert 0 < best["probability"] <= 1
   assert np.shape(best["transform"]) == (3, 3)
   silent = json.loads(run("query", *arguments, "--min_probability=1"))
