@@ -28,11 +28,9 @@ from absl import flags
 from delf_jax import (
   checkpoint,
   database,
-  drawing,
   extractors,
   html_report,
   match_score,
-  precision_plots,
   presentation,
   program,
   retrieval,
@@ -40,6 +38,7 @@ from delf_jax import (
 from delf_jax.data import folder, synthetic, synthetic_folder
 from delf_jax.errors import InputError
 from delf_jax.evaluation import protocols
+from delf_jax.pictures import drawing, precision_plots
 
 CONFIG = Path(__file__).parent.parent / "configs" / "synthetic.py"
 VARIANT = "small"

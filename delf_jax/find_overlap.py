@@ -34,7 +34,6 @@ from absl import flags
 
 from delf_jax import (
   database,
-  drawing,
   extraction,
   extractors,
   html_report,
@@ -48,6 +47,7 @@ from delf_jax.data import class_selection, landmarks
 from delf_jax.data.photographs import decode_photograph
 from delf_jax.errors import InputError
 from delf_jax.features import store
+from delf_jax.pictures import drawing
 
 # With more descriptors than this, a graph is worth its building.
 MOST_EXACT = 500_000

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from delf_jax.drawing import visible
 from delf_jax.errors import InputError
+from delf_jax.pictures.drawing import visible
 
 _LETTERS = frozenset(string.ascii_lowercase + string.digits + "-")
 

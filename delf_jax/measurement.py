@@ -23,7 +23,6 @@ from delf_jax import (
   feature_cache,
   global_search,
   html_report,
-  precision_plots,
   remembered_search,
   retrieval,
 )
@@ -32,6 +31,7 @@ from delf_jax.errors import InputError
 from delf_jax.evaluation import metrics, results
 from delf_jax.feature_cache import Selection
 from delf_jax.items import Item
+from delf_jax.pictures import precision_plots
 
 METRICS, RANKINGS, CURVE = "metrics.json", "rankings.json", "curve.json"
 PLOT = "precision_recall.png"

@@ -12,20 +12,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from delf_jax import (
-  blend_pictures,
-  checkpoint,
-  drawing,
-  feature_pictures,
-  html_report,
-  match_pictures,
-  precision_plots,
-  retrieval,
-  training_pictures,
-  validation,
-)
+from delf_jax import checkpoint, html_report, retrieval, validation
 from delf_jax.data.photographs import Photograph
 from delf_jax.features.local_features import LocalFeatures
+from delf_jax.pictures import (
+  blend_pictures,
+  drawing,
+  feature_pictures,
+  match_pictures,
+  precision_plots,
+  training_pictures,
+)
 
 
 @dataclasses.dataclass(frozen=True)

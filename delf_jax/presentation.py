@@ -6,16 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from delf_jax import (
-  blend_pictures,
-  drawing,
-  html_report,
-  match_pictures,
-  retrieval,
-)
+from delf_jax import html_report, retrieval
 from delf_jax.data.photographs import Photograph, read_photograph
 from delf_jax.errors import InputError
 from delf_jax.geometry import homography
+from delf_jax.pictures import blend_pictures, drawing, match_pictures
 
 PICTURE_SIDE = 1024  # photographs are read no larger than this for drawing
 MOST_MATCHES = 10  # shown of one query

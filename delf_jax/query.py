@@ -30,7 +30,6 @@ from absl import flags
 
 from delf_jax import (
   database,
-  drawing,
   extraction,
   extractors,
   global_search,
@@ -42,6 +41,7 @@ from delf_jax import (
 )
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
+from delf_jax.pictures import drawing
 
 # What only one of the two forms takes, and what only verified matches have.
 _OF_AN_INDEX = ("store", "verify", "candidates", "votes")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from absl import flags
 
-from delf_jax import html_report, precision_plots, program, results_table
+from delf_jax import html_report, program, results_table
+from delf_jax.pictures import precision_plots
 
 
 def write(results: str, output: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from delf_jax import measurement, table_runs
 from delf_jax.errors import InputError
-from delf_jax.precision_plots import Curve
+from delf_jax.pictures.precision_plots import Curve
 
 # In place of a number: what was not measured, and what cannot be yet.
 MISSING = "–"

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from delf_jax import html_report, progress, training_pictures
+from delf_jax import html_report, progress
 from delf_jax.journal import Record
-from delf_jax.training_pictures import Curve, Panel
+from delf_jax.pictures import training_pictures
+from delf_jax.pictures.training_pictures import Curve, Panel
 
 REPORT = "report"  # where a run keeps its page
 

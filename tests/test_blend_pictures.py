@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delf_jax import blend_pictures
 from delf_jax.data import synthetic
+from delf_jax.pictures import blend_pictures
 
 HOSTILE = 'a b\n"<é>\t' + "北京\u202e\udcff" + "x" * 300 + ".jpg"
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from delf_jax import drawing
+from delf_jax.pictures import drawing
 
 
 def test_a_place_is_the_same_part_of_a_drawing():

@@ -47,10 +47,9 @@ COMMON = ["flax", "jax", "numpy"]
 OWNERS = {
   "PIL": [
     "delf_jax.data",
-    "delf_jax.drawing",
-    "delf_jax.*_pictures",
     "delf_jax.html_report",
     "delf_jax.notebook",
+    "delf_jax.pictures",
     "delf_jax.validation",
   ],
   "absl": [
@@ -71,9 +70,9 @@ OWNERS = {
   "h5py": ["delf_jax.features.interchange"],
   "llvmlite": ["delf_jax.index.*_kernels"],
   "matplotlib": [
-    "delf_jax.drawing",
     "delf_jax.html_report",
-    "delf_jax.precision_plots",
+    "delf_jax.pictures.drawing",
+    "delf_jax.pictures.precision_plots",
   ],
   "ml_collections": [
     "configs",
@@ -184,6 +183,10 @@ ROOMS = {
   ),
   "delf_jax.matching": (COMMON, ["delf_jax.errors"]),
   "delf_jax.models": (COMMON, PURE),
+  "delf_jax.pictures": (
+    ["PIL", "matplotlib", "numpy"],
+    ["delf_jax.evaluation", "delf_jax.pictures"],
+  ),
   "delf_jax.voting": (["numpy"], ["delf_jax.errors"]),
   "delf_jax.retrieval": (
     COMMON,
@@ -475,7 +478,6 @@ def tree_of(tmp_path, files):
 def test_a_lawful_tree_gets_no_complaint(tmp_path):
   files = {
     "configs/small.py": "import math\nfrom ml_collections import ConfigDict",
-    "delf_jax/drawing.py": "def plot():\n  import matplotlib.pyplot",
     "delf_jax/errors.py": "",
     "delf_jax/geometry/__init__.py": "",
     "delf_jax/geometry/ransac.py": "from . import transforms\nimport jax",
@@ -484,6 +486,8 @@ def test_a_lawful_tree_gets_no_complaint(tmp_path):
     "delf_jax/features/store.py": "import pyarrow as pa, numpy as np, os.path",
     "delf_jax/index/__init__.py": "def f():\n  from . import graph",
     "delf_jax/index/graph.py": "import pynndescent",
+    "delf_jax/pictures/__init__.py": "",
+    "delf_jax/pictures/drawing.py": "def plot():\n  import matplotlib.pyplot",
     "delf_jax/query.py": "from absl import app\nfrom delf_jax import retrieval",
     "delf_jax/retrieval.py": "from delf_jax import index",
   }
@@ -503,7 +507,7 @@ def test_a_lawful_tree_gets_no_complaint(tmp_path):
     ("delf_jax/data/a.py", "import orbax.checkpoint", "which only"),
     ("delf_jax/data/a.py", "from ..features import b", "its room"),
     ("delf_jax/extract.py", "import grain", "which only"),
-    ("delf_jax/drawing.py", "import matplotlib", "at module level"),
+    ("delf_jax/pictures/drawing.py", "import matplotlib", "at module level"),
     (
       "delf_jax/html_report.py",
       "from matplotlib import figure",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from delf_jax import drawing, match_pictures
+from delf_jax.pictures import drawing, match_pictures
 
 HOSTILE = 'a b\n"<é>\t' + "北京\u202e\udcff" + "x" * 300 + ".jpg"
 

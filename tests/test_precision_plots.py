@@ -5,12 +5,12 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from delf_jax import precision_plots
 from delf_jax.evaluation.metrics import (
   PrecisionCounts,
   PrecisionRecall,
   precision_recall,
 )
+from delf_jax.pictures import precision_plots
 
 HOSTILE = 'a b\n"<é>\t' + "北京\u202e\udcff" + "x" * 300 + ".jpg"
 BLUE, VERMILION = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
@@ -75,8 +75,8 @@ def test_a_better_curve_is_further_right(kind):
 def test_matplotlib_is_imported_late_and_pyplot_never():
   program = """
 import sys
-from delf_jax import precision_plots
 from delf_jax.evaluation import metrics
+from delf_jax.pictures import precision_plots
 assert "matplotlib" not in sys.modules
 precision_plots.plot({"a": metrics.precision_recall([1], [True], 1)})
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from delf_jax import training_pictures
-from delf_jax.training_pictures import Curve, Panel
+from delf_jax.pictures import training_pictures
+from delf_jax.pictures.training_pictures import Curve, Panel
 
 BLUE, VERMILION = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delf_jax import journal, training_pictures, training_report
+from delf_jax import journal, training_report
 from delf_jax.errors import InputError
+from delf_jax.pictures import training_pictures
 
 
 class Page(html.parser.HTMLParser):

@@ -32,13 +32,14 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from delf_jax import extractors, feature_pictures, matching
+from delf_jax import extractors, matching
 from delf_jax.data import folder, synthetic, views
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.photographs import Photograph
 from delf_jax.evaluation import keypoint_measures
 from delf_jax.features import handcrafted
 from delf_jax.features.local_features import LocalFeatures
+from delf_jax.pictures import feature_pictures
 
 KINDS = ("sift", "rootsift", "surf", "surf_upright", "congas", "congas_raw")
 PEER = "opencv sift"

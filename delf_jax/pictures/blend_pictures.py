@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from delf_jax import drawing, match_pictures
+from delf_jax.pictures import drawing, match_pictures
 
 # What is shown of the other photograph around the query, of what the query
 # covers.

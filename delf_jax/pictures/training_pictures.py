@@ -1,6 +1,6 @@
 """Pictures of a training run: curves over its steps, maps of the scores.
 
-Arrays in, pictures out, as in `delf_jax.drawing`: [h, w, 3] uint8 RGB.
+Arrays in, pictures out, as in `delf_jax.pictures.drawing`: [h, w, 3] uint8 RGB.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from delf_jax import drawing
+from delf_jax.pictures import drawing
 
 # From the lowest score to the highest: matplotlib's "inferno", even to the eye
 # and to the colour-blind. Low scores darken the photograph, high ones light up.

@@ -1,12 +1,12 @@
 """Pictures of the features of one photograph.
 
-Arrays in, pictures out, as in `delf_jax.drawing`: [h, w, 3] uint8 RGB.
+Arrays in, pictures out, as in `delf_jax.pictures.drawing`: [h, w, 3] uint8 RGB.
 """
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from delf_jax import drawing
+from delf_jax.pictures import drawing
 
 # Radius of a circle of the median scale, of the height of the picture. What a
 # network looks at is larger: its receptive fields would all overlap.

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from delf_jax.drawing import (
-  curve_style,
-  dress_axes,
-  printable,
-  render_figure,
-)
 from delf_jax.evaluation.metrics import (
   PrecisionCounts,
   PrecisionRecall,
   recall_at_precision,
   true_positives_at_precision,
+)
+from delf_jax.pictures.drawing import (
+  curve_style,
+  dress_axes,
+  printable,
+  render_figure,
 )
 
 Curve = PrecisionRecall | PrecisionCounts

@@ -1,12 +1,12 @@
 """Pictures of two photographs and the matches between them.
 
-Arrays in, pictures out, as in `delf_jax.drawing`: [h, w, 3] uint8 RGB.
+Arrays in, pictures out, as in `delf_jax.pictures.drawing`: [h, w, 3] uint8 RGB.
 """
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from delf_jax import drawing
+from delf_jax.pictures import drawing
 
 _REJECTED = (205, 208, 214)
 
