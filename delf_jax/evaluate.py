@@ -57,17 +57,10 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
-from delf_jax import (
-  index,
-  measurement,
-  options,
-  program,
-  run_config,
-  table_config,
-  table_runs,
-)
+from delf_jax import index, measurement, options, program, run_config
 from delf_jax.data import retrieval_sets
 from delf_jax.errors import InputError
+from delf_jax.tables import table_config, table_runs
 
 _OWN = (
   "photos",

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from absl import flags
 
-from delf_jax import html_report, program, results_table
+from delf_jax import html_report, program
 from delf_jax.pictures import precision_plots
+from delf_jax.tables import results_table
 
 
 def write(results: str, output: str) -> str:

@@ -5,8 +5,9 @@ import pathlib
 
 import pytest
 
-from delf_jax import extractors, table_config
+from delf_jax import extractors
 from delf_jax.errors import InputError
+from delf_jax.tables import table_config
 
 TABLES = pathlib.Path(__file__).parents[1] / "configs" / "tables"
 # Rows (three of Table 3 and four of Table 5 are ours) and numbers of the paper,

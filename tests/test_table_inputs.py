@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 
 from configs import synthetic
-from delf_jax import (
-  checkpoint,
-  extraction,
-  extractors,
-  retrieval,
-  table_inputs,
-  train,
-)
+from delf_jax import checkpoint, extraction, extractors, retrieval, train
 from delf_jax.data import synthetic_folder
 from delf_jax.errors import InputError
-from delf_jax.table_config import DEFAULTS
+from delf_jax.tables import table_inputs
+from delf_jax.tables.table_config import DEFAULTS
 
 OPTIONS = ("num_landmarks=2", "views=2", "queries=1", "clutter=1")
 

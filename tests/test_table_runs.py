@@ -11,9 +11,10 @@ import xml.etree.ElementTree
 
 import pytest
 
-from delf_jax import report, results_table, table_config, table_runs
+from delf_jax import report
 from delf_jax.data import synthetic_folder
 from delf_jax.errors import InputError
+from delf_jax.tables import results_table, table_config, table_runs
 
 SIZES = ("num_landmarks=3", "views=3", "queries=1", "clutter=1")
 GIVEN = {

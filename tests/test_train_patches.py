@@ -19,13 +19,13 @@ from delf_jax import (
   journal,
   lift_extraction,
   match_score,
-  table_inputs,
   train_patches,
 )
 from delf_jax.checkpoint.__main__ import describe
 from delf_jax.data.photographs import read_photograph
 from delf_jax.errors import InputError
-from delf_jax.table_config import DEFAULTS
+from delf_jax.tables import table_inputs
+from delf_jax.tables.table_config import DEFAULTS
 
 
 @pytest.fixture(scope="module")

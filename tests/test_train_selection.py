@@ -19,14 +19,13 @@ from delf_jax import (
   labelled_features,
   match_score,
   selected_extraction,
-  table_config,
-  table_inputs,
   train_selection,
 )
 from delf_jax.data.photographs import read_photograph
 from delf_jax.errors import InputError
 from delf_jax.features import store
 from delf_jax.features.local_features import LocalFeatures
+from delf_jax.tables import table_config, table_inputs
 
 DIM = 8
 CLASSES = ("arch", "bridge", "castle", "dome")

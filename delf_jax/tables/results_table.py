@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from delf_jax import measurement, table_runs
+from delf_jax import measurement
 from delf_jax.errors import InputError
 from delf_jax.pictures.precision_plots import Curve
+from delf_jax.tables import table_runs
 
 # In place of a number: what was not measured, and what cannot be yet.
 MISSING = "–"

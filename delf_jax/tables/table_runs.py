@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from delf_jax import html_report, measurement, table_inputs
+from delf_jax import html_report, measurement
 from delf_jax.data.retrieval_sets import RetrievalSet
 from delf_jax.errors import InputError
-from delf_jax.table_config import Measurement, Table
+from delf_jax.tables import table_inputs
+from delf_jax.tables.table_config import Measurement, Table
 
 CHOSEN = "chosen.json"
 TABLE = "table.json"
