@@ -10,17 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from delf_jax import (
-  extraction,
-  extractors,
-  global_search,
-  index,
-  match_chains,
-  retrieval,
-)
+from delf_jax import extraction, extractors, index, match_chains, retrieval
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
 from delf_jax.features import store
+from delf_jax.global_descriptors import global_search
 
 BATCH = 1 << 17  # descriptors
 # 8 bits a dimension change a length by less.

@@ -16,7 +16,6 @@ import numpy as np
 
 from delf_jax import (
   checkpoint,
-  global_extraction,
   lift_extraction,
   match_score,
   selected_extraction,
@@ -32,6 +31,7 @@ from delf_jax.features import (
   pyramid,
 )
 from delf_jax.features.local_features import LocalFeatures
+from delf_jax.global_descriptors import global_extraction
 from delf_jax.models import resnet
 from delf_jax.models.delf import folded
 from delf_jax.models.global_descriptor import GlobalDescriptor

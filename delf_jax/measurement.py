@@ -21,7 +21,6 @@ from delf_jax import (
   cached_database,
   extractors,
   feature_cache,
-  global_search,
   html_report,
   remembered_search,
   retrieval,
@@ -30,6 +29,7 @@ from delf_jax.data.retrieval_sets import RetrievalSet
 from delf_jax.errors import InputError
 from delf_jax.evaluation import metrics, results
 from delf_jax.feature_cache import Selection
+from delf_jax.global_descriptors import global_search
 from delf_jax.items import Item
 from delf_jax.pictures import precision_plots
 
@@ -40,8 +40,8 @@ PLOT = "precision_recall.png"
 # in this package.
 _SEARCH_CODE = (
   "retrieval.py",
-  "global_search.py",
-  "query_expansion.py",
+  "global_descriptors/global_search.py",
+  "global_descriptors/query_expansion.py",
   "voting.py",
   "word_candidates.py",
   "matching.py",

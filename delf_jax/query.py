@@ -32,7 +32,6 @@ from delf_jax import (
   database,
   extraction,
   extractors,
-  global_search,
   html_report,
   options,
   presentation,
@@ -41,6 +40,7 @@ from delf_jax import (
 )
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
+from delf_jax.global_descriptors import global_search
 from delf_jax.pictures import drawing
 
 # What only one of the two forms takes, and what only verified matches have.

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from delf_jax import (
   feature_cache,
-  global_search,
   html_report,
   match_chains,
   progress,
@@ -20,6 +19,7 @@ from delf_jax import (
 from delf_jax.data.retrieval_sets import RetrievalSet
 from delf_jax.errors import InputError
 from delf_jax.feature_cache import Selection
+from delf_jax.global_descriptors import global_search
 from delf_jax.items import Item
 
 Ranking = list[tuple[str, float]]

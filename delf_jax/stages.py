@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 
-from delf_jax import mined_batches, ranking_stage
 from delf_jax.data import landmarks, pair_sources, pipeline
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.views import Views
 from delf_jax.errors import InputError
-from delf_jax.ranking_stage import RankingOptions
+from delf_jax.global_descriptors import mined_batches, ranking_stage
+from delf_jax.global_descriptors.ranking_stage import RankingOptions
 
 PAIRED = "correspondence"
 RANKED = ranking_stage.STAGE

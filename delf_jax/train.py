@@ -41,14 +41,11 @@ from ml_collections import ConfigDict, config_flags
 from delf_jax import (
   checkpoint,
   extraction,
-  global_whitening,
   hosts,
   initialisation,
   journal,
-  mined_batches,
   program,
   progress,
-  ranking_stage,
   run_config,
   stages,
   training_report,
@@ -56,6 +53,11 @@ from delf_jax import (
 )
 from delf_jax.data import landmarks
 from delf_jax.errors import InputError
+from delf_jax.global_descriptors import (
+  global_whitening,
+  mined_batches,
+  ranking_stage,
+)
 from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.options import parse_options
 from delf_jax.training import correspondence, optimisers, ranking

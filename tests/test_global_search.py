@@ -8,19 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from delf_jax import (
-  checkpoint,
-  extraction,
-  extractors,
-  global_search,
-  measurement,
-  retrieval,
-)
+from delf_jax import checkpoint, extraction, extractors, measurement, retrieval
 from delf_jax.data import retrieval_sets
 from delf_jax.data.photographs import Photograph, read_photograph
 from delf_jax.errors import InputError
 from delf_jax.features import local_features
-from delf_jax.global_extraction import as_features, describer
+from delf_jax.global_descriptors import global_search
+from delf_jax.global_descriptors.global_extraction import as_features, describer
 from delf_jax.items import Item
 from delf_jax.models.normalisation import NORMALISATIONS
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delf_jax import checkpoint, global_extraction, global_whitening
+from delf_jax import checkpoint
 from delf_jax.data.photographs import Photograph
 from delf_jax.errors import InputError
 from delf_jax.features.reduction import reduce
+from delf_jax.global_descriptors import global_extraction, global_whitening
 from delf_jax.models.normalisation import NORMALISATIONS
 
 

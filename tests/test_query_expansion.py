@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from delf_jax import query_expansion
+from delf_jax.global_descriptors import query_expansion
 
 
 def unit(x):

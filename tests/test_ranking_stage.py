@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delf_jax import checkpoint, mined_batches, ranking_stage
+from delf_jax import checkpoint
 from delf_jax.data.landmarks import Dataset
 from delf_jax.errors import InputError
+from delf_jax.global_descriptors import mined_batches, ranking_stage
+from delf_jax.global_descriptors.ranking_stage import RankingOptions
 from delf_jax.models.normalisation import NORMALISATIONS
-from delf_jax.ranking_stage import RankingOptions
 
 
 class Photographs:

@@ -7,13 +7,14 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
-from delf_jax import checkpoint, global_extraction, progress
+from delf_jax import checkpoint, progress
 from delf_jax.data import matching_pairs
 from delf_jax.data.photographs import Photograph, decode_photograph
 from delf_jax.data.sources import Source
 from delf_jax.errors import InputError
 from delf_jax.features import pyramid, reduction, whitening
 from delf_jax.features.reduction import Reduction
+from delf_jax.global_descriptors import global_extraction
 
 Kind = Literal["pca", "pairs"]
 

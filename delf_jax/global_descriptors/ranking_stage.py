@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from delf_jax import checkpoint, global_whitening
+from delf_jax import checkpoint
 from delf_jax.data.sources import Source
 from delf_jax.errors import InputError
+from delf_jax.global_descriptors import global_whitening
 from delf_jax.models.global_descriptor import GlobalDescriptor
 
 STAGE = "ranking"

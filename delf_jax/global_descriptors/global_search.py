@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from delf_jax import query_expansion
 from delf_jax.errors import InputError
 from delf_jax.features.local_features import LocalFeatures
+from delf_jax.global_descriptors import query_expansion
 from delf_jax.retrieval import Database
 
 # Photographs that a ranking ends after: mean average precision hardly sees

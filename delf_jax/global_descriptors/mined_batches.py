@@ -24,7 +24,7 @@ from delf_jax.data.matching_pairs import MatchingPairs
 from delf_jax.data.photograph_tuples import Tuples
 from delf_jax.data.sources import Source
 from delf_jax.errors import InputError
-from delf_jax.ranking_stage import RankingOptions
+from delf_jax.global_descriptors.ranking_stage import RankingOptions
 from delf_jax.training import mining
 
 # Of the tuples that a run is validated on, whatever its own seed.

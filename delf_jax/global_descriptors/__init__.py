@@ -1,0 +1,1 @@
+"""One descriptor a photograph: extraction, search, whitening, training."""
