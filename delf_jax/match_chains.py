@@ -41,8 +41,10 @@ class Chain(NamedTuple):
       those of the matches of the chain.
     via: photographs between the query and it, in this order; none of what the
       query found itself.
-    support: the mean probability that the query itself matches this photograph
-      or one that is linked to it, weighted by those links (and one for itself).
+    support: the mean probability that the query itself matches a photograph or
+      one that is linked to it, weighted by those links (and one for itself); of
+      the photographs of the chain the least, so that none is scored above those
+      on the way to it.
   """
 
   probability: float
@@ -95,8 +97,9 @@ def follow(
       if probability > (chains[other].probability if other in chains else 0):
         chains[other] = Chain(probability, (*chain.via, path))
         heapq.heappush(waiting, (-probability, other))
+  support = {path: _support(path, found, asked) for path in chains}
   return {
-    path: chain._replace(support=_support(path, found, asked))
+    path: chain._replace(support=min(support[p] for p in (*chain.via, path)))
     for path, chain in chains.items()
   }
 
@@ -106,7 +109,7 @@ def _support(
   found: Mapping[str, float],
   asked: Mapping[str, Mapping[str, float]],
 ) -> float:
-  """Returns `Chain.support`."""
+  """Returns how a photograph by itself is supported, see `Chain`."""
   total, weights = max(found.get(path, 0.0), 0.0), 1.0
   for other, links in sorted(asked.items()):
     weight = max(links.get(path, 0.0), asked.get(path, {}).get(other, 0.0))

@@ -93,6 +93,16 @@ def test_the_order_in_which_things_are_listed_does_not_matter():
   assert once == turned
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_no_photograph_is_scored_above_those_on_the_way(seed):
+  found, graph = world(seed)
+  chains = match_chains.follow(found, graph.get, least=0)
+  assert any(chain.via for chain in chains.values())
+  for chain in chains.values():
+    for path in chain.via:
+      assert chain.score <= chains[path].score
+
+
 def test_what_a_query_finds_of_what_is_linked_supports_a_chain():
   found = {"a": 0.9, "b": 0.4, "x": 0.2}
   graph = {
@@ -104,16 +114,20 @@ def test_what_a_query_finds_of_what_is_linked_supports_a_chain():
   }
   chains = match_chains.follow(found, graph.get)
   support = {path: chain.support for path, chain in chains.items()}
+  of_a = (0.9 + 0.8 * 0.4 + 0.6 * 0 + 1.0 * 0) / (1 + 0.8 + 0.6 + 1.0)
   assert support == pytest.approx(
     {
-      "a": (0.9 + 0.8 * 0.4 + 0.6 * 0 + 1.0 * 0) / (1 + 0.8 + 0.6 + 1.0),
-      "b": (0.4 + 0.8 * 0.9 + 0.1 * 0) / (1 + 0.8 + 0.1),
+      "a": of_a,
+      # By way of a, whose support is less than (0.4 + 0.8 * 0.9 + 0.1 * 0) /
+      # (1 + 0.8 + 0.1).
+      "b": of_a,
       "c": (0 + 0.6 * 0.9 + 0.1 * 0.4) / (1 + 0.6 + 0.1),
-      "d": (0 + 1.0 * 0.9) / (1 + 1.0),
+      "d": of_a,  # less than (0 + 1.0 * 0.9) / (1 + 1.0)
       "x": 0.2,
     }
   )
-  assert chains["d"].score == pytest.approx(0.9**0.75 * 0.45**0.25)
+  assert chains["b"].via == ("a",)
+  assert chains["c"].score == pytest.approx(0.54**0.75 * (0.58 / 1.7) ** 0.25)
   assert Chain(0.5, (), 0.0).score == pytest.approx(0.5**0.75 * 0.01**0.25)
 
 
