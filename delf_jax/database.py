@@ -65,8 +65,11 @@ class PhotographDatabase:
       the query, decoded, and every candidate, best first.
 
     Raises:
-      InputError: if the photograph cannot be used.
+      InputError: if the photograph cannot be used, or its matches cannot be
+        chained.
     """
+    if expansion:
+      match_chains.check_score(options.get("score", retrieval.SCORE))
     photograph, features = extraction.extract_file(self.extractor, photo)
     itself = self.number_of(photo)
     matches = retrieval.search(

@@ -20,6 +20,8 @@ import heapq
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from delf_jax.errors import InputError
+
 # Chosen on training photographs: there thirty photographs asked again found
 # what asking every one did, ten nearly as much, and asking those found with a
 # smaller probability changed nothing but the time.
@@ -31,6 +33,22 @@ LEAST = 0.02
 # on drawings, whose matches are too sure: there it counts.
 SUPPORT_POWER = 0.25
 LEAST_SUPPORT = 0.01
+
+
+def check_score(score: str) -> None:
+  """Refuses candidates that are sorted by anything but their probability.
+
+  Args:
+    score: of `retrieval.search`.
+
+  Raises:
+    InputError: if chains cannot be made of it.
+  """
+  if score != "probability":
+    raise InputError(
+      f"photographs that were found are asked again (expansion) by the "
+      f"probability of their match, not by their score, which is {score!r} here"
+    )
 
 
 class Chain(NamedTuple):

@@ -22,11 +22,11 @@ from delf_jax import (
   extractors,
   feature_cache,
   html_report,
+  match_chains,
   remembered_search,
   retrieval,
 )
 from delf_jax.data.retrieval_sets import RetrievalSet
-from delf_jax.errors import InputError
 from delf_jax.evaluation import metrics, results
 from delf_jax.feature_cache import Selection
 from delf_jax.global_descriptors import global_search
@@ -112,11 +112,8 @@ def evaluate(
     ) or extractors.calibration_of(extractor.settings, extractor.source)
   # What a photograph finds does not depend on what is made of it.
   expansion = 0 if one_each else search.pop("expansion", 0)
-  if expansion and search.get("score", retrieval.SCORE) != "probability":
-    raise InputError(
-      "photographs that were found are asked again by the probability of their "
-      "match (expansion), which is not the score here"
-    )
+  if expansion:
+    match_chains.check_score(search.get("score", retrieval.SCORE))
   start = time.perf_counter()
   items = _items(retrieval_set)
   stamps = feature_cache.stamps(

@@ -94,6 +94,13 @@ def test_what_a_photograph_finds_is_found_by_way_of_it(world, monkeypatch):
     assert asked == view[:1]
 
 
+def test_matches_are_chained_by_their_probability_alone(world):
+  opened = database.open_database(world / "index")
+  photo = f"{opened.photos}/{opened.searchable.paths[0]}"
+  with pytest.raises(InputError, match="which is 'weighted' here"):
+    opened.search(photo, expansion=1, score="weighted")
+
+
 def test_features_of_a_database_find_themselves(world):
   opened = database.open_database(world / "index")
   features = retrieval.features_of(opened.searchable, 3)

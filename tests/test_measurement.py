@@ -229,7 +229,7 @@ def test_what_was_found_is_asked_again(
       assert scores == sorted(scores, reverse=True)
       assert query not in expected
 
-  with pytest.raises(InputError, match="not the score here"):
+  with pytest.raises(InputError, match="which is 'inliers' here"):
     evaluate(
       extractor,
       benchmark,
