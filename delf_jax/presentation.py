@@ -143,6 +143,7 @@ def _match_section(
     transform=match.transform if found else None,
     query_name=query,
     image_name=match.path,
+    query_note="found before" if match.via else "query",
   )
   blocks = [
     html_report.Picture(

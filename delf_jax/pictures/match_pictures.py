@@ -29,6 +29,7 @@ def draw_matches(
   transform: np.ndarray | None = None,
   query_name: str = "",
   image_name: str = "",
+  query_note: str = "query",
   height: int = 540,
 ) -> np.ndarray:
   """Draws two photographs side by side and the matches between them.
@@ -55,6 +56,7 @@ def draw_matches(
       to a factor; a homography may be.
     query_name: what the strip calls the query.
     image_name: what the strip calls the other photograph.
+    query_note: what the strip says of the query below its name.
     height: of both photographs in the picture, in pixels.
 
   Returns:
@@ -143,6 +145,7 @@ def draw_matches(
     columns=tuple(corner[0] for corner in corners),
     margin=margin,
     names=(query_name, image_name),
+    note=query_note,
     counted=counted,
     max_residual=None if residuals is None else max_residual,
   )
@@ -300,6 +303,7 @@ def _draw_strip(
   columns: tuple[int, int],
   margin: int,
   names: tuple[str, str],
+  note: str,
   counted: str,
   max_residual: float | None,
 ) -> None:
@@ -309,13 +313,13 @@ def _draw_strip(
   large, small = (drawing.load_font(round(x * height)) for x in (0.25, 0.2))
   rows = top + round(0.36 * height), top + round(0.72 * height)
   rights = columns[1] - margin, canvas.width - margin
-  notes = "query", counted
-  for column, right, name, note in zip(
+  notes = note, counted
+  for column, right, name, below in zip(
     columns, rights, names, notes, strict=True
   ):
     name = drawing.shorten(drawing.printable(name), large, right - column)
     draw.text((column, rows[0]), name, drawing.TEXT, large, anchor="lm")
-    draw.text((column, rows[1]), note, drawing.MUTED, small, anchor="lm")
+    draw.text((column, rows[1]), below, drawing.MUTED, small, anchor="lm")
   if max_residual is None:
     return
   texts = "residual  0", f"{max_residual:.3g} px"
