@@ -94,6 +94,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     "batch_size": 24,
     "steps": steps,
     "points": 64,
+    "family": 1,
     "views": {
       "length": (0.25, 1.0),
       "zoom": 1.5,
@@ -183,7 +184,9 @@ def _shrink(config: ConfigDict) -> None:
     {"units": (1, 1, 1), "width": (4, 4, 8), "attention_hidden": 8}
   )
   config.model.code_dim = 8
-  config.correspondence.update({"crop": 64, "batch_size": 4, "points": 16})
+  config.correspondence.update(
+    {"crop": 64, "batch_size": 4, "points": 16, "family": 2}
+  )
   config.attention.update(
     {"resize": 72, "crop": 64, "batch_size": 4, "steps": 4, "scales": (1.0,)}
   )

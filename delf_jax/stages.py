@@ -8,10 +8,12 @@ compares whole photographs ("ranking").
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from delf_jax import checkpoint, look_alikes
 from delf_jax.data import landmarks, pair_sources, pipeline
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.views import Views
@@ -74,6 +76,9 @@ class PairOptions:
     schedule: keyword arguments of `optimisers.make_schedule`.
     optimiser: keyword arguments of `optimisers.make_optimiser`.
     points: of a pair, at most.
+    family: of so many pairs of a batch, all but the first look like that to
+      the network that the stage begins with (`look_alikes.find`); 1: all are
+      drawn by chance.
     views: fields of `data.views.Views`.
     augmentation: fields of `data.augmentation.Augmentation`.
     loss: keyword arguments of `training.correspondence.contrast`.
@@ -91,6 +96,7 @@ class PairOptions:
   schedule: Mapping[str, Any]
   optimiser: Mapping[str, Any]
   points: int = 64
+  family: int = 1
   views: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   augmentation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   loss: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -179,6 +185,11 @@ def check_batch(
       f"config.{stage}.batch_size {size} does not divide among {processes} "
       f"processes of {devices} devices and {options.accumulate} parts"
     )
+  if isinstance(options, PairOptions) and not 1 <= options.family <= size:
+    raise InputError(
+      f"config.{stage}.family {options.family} is none of a batch of {size}; "
+      f"give 1 for pairs drawn by chance, or a few"
+    )
   mixes = isinstance(options, StageOptions) and options.mixup
   if mixes and (each // options.accumulate) % 2:
     raise InputError(
@@ -195,6 +206,8 @@ def training_batches(
   start: int,
   stride: int,
   loader: Mapping[str, Any],
+  model: checkpoint.Model | None = None,
+  directory: Path | None = None,
 ) -> pipeline.Batches:
   """Opens the batches of this process.
 
@@ -205,6 +218,11 @@ def training_batches(
     start: batches consumed before.
     stride: of the features in pixels.
     loader: `workers` and `threads` that read.
+    model: that the stage begins with, to which a family looks alike.
+    directory: keeps what look-alikes were found, for a run that goes on.
+
+  Raises:
+    InputError: if sources are unfit.
   """
   shared = {
     "seed": seed,
@@ -217,11 +235,19 @@ def training_batches(
     **loader,
   }
   if isinstance(options, PairOptions):
+    source = pair_sources.open_pairs(options.sources)
+    alike = None
+    if options.family > 1:
+      alike = look_alikes.found_before(
+        directory, source, model, side=options.crop
+      )
     return pipeline.pair_batches(
-      pair_sources.open_pairs(options.sources),
+      source,
       points=options.points,
       spacing=stride,
       views=Views.from_config(options.views),
+      look_alikes=alike,
+      family=options.family,
       **shared,
     )
   return pipeline.training_batches(

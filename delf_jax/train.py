@@ -236,7 +236,12 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
     )
   else:
     batches = stages.training_batches(
-      options, run.data, stride=stride, **shared
+      options,
+      run.data,
+      stride=stride,
+      model=run.model,
+      directory=run.workdir,
+      **shared,
     )
   validate = validation.Validator(
     run.validation,

@@ -50,6 +50,20 @@ def shown(pixels, points):
   return pixels[y, x, :2].astype(int)
 
 
+def test_a_family_is_one_pair_and_its_look_alikes():
+  source = Pairs(Pair(encode(ramp()), None, str(i), -1) for i in range(9))
+  alike = np.array([[(i + j) % 9 for j in (1, 2, 3, 4)] for i in range(9)])
+  rows = rows_of(source, look_alikes=alike, family=3)
+  names = [int(example.name) for example in filled(rows, count=27)[0]]
+  firsts = names[::3]
+  assert sorted(firsts) == list(range(9))
+  for first, *others in zip(firsts, names[1::3], names[2::3], strict=True):
+    assert len(set(others)) == 2
+    assert {(other - first) % 9 for other in others} <= {1, 2, 3, 4}
+  # A pure function of the position.
+  assert [int(e.name) for e in filled(rows, 7, 5)[0]] == names[7:12]
+
+
 def test_points_show_the_same_in_both_views():
   rows = rows_of(Pairs([Pair(encode(ramp()), None, "ramp", -1)]))
   examples, pixels = filled(rows, count=30)

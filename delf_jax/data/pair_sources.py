@@ -106,12 +106,31 @@ class VerifiedPairs:
 
 
 class Mixture:
-  """Sources one after the other, each as often as it counts."""
+  """Sources one after the other, each as often as it counts.
+
+  Attributes:
+    originals: [m] positions of the m pairs that there are, each once.
+    rows: [len(self)] which of them is at each position.
+  """
 
   def __init__(self, sources: Sequence[tuple[PairSource, int]]) -> None:
     """Takes sources with the number of times that each counts."""
     self._sources = [source for source, _ in sources]
     self._ends = np.cumsum([len(source) * times for source, times in sources])
+    starts = [0, *self._ends[:-1]]
+    known = [0, *np.cumsum([len(source) for source, _ in sources])[:-1]]
+    self.originals = np.concatenate(
+      [
+        start + np.arange(len(source))
+        for start, (source, _) in zip(starts, sources, strict=True)
+      ]
+    )
+    self.rows = np.concatenate(
+      [
+        first + np.tile(np.arange(len(source)), times)
+        for first, (source, times) in zip(known, sources, strict=True)
+      ]
+    )
 
   def __len__(self) -> int:
     return int(self._ends[-1])

@@ -185,6 +185,8 @@ def pair_batches(
   last: int | None = None,
   views: Views | None = None,
   augmentation: Augmentation | None = None,
+  look_alikes: np.ndarray | None = None,
+  family: int = 1,
   process_index: int = 0,
   process_count: int = 1,
   workers: int = 0,
@@ -206,6 +208,10 @@ def pair_batches(
     last: batches after which to stop; None goes on for ever.
     views: how the views of a pair differ.
     augmentation: what happens to each view after it was cut.
+    look_alikes: [len(source), k] pairs that look like each; None: all are
+      drawn by chance.
+    family: of so many pairs in a row, all but the first are look-alikes of
+      that.
     process_index: of this process, which gets the rows of its share.
     process_count: how many processes share a batch.
     workers: processes that decode, beside this one; 0 decodes in this one.
@@ -236,6 +242,8 @@ def pair_batches(
     spacing=spacing,
     options=views,
     augmentation=augmentation,
+    look_alikes=look_alikes,
+    family=family,
   )
   return _batches(
     make,

@@ -15,7 +15,7 @@ LEAST_POINTS = 8
 
 # The first number after the seed keeps these streams of chance apart from those
 # of `examples`.
-_VIEWS = 100
+_VIEWS, _FAMILIES = 100, 101
 
 
 class PairExample(NamedTuple):
@@ -54,6 +54,8 @@ class ViewPairs:
     spacing: int = 16,
     options: views.Views | None = None,
     augmentation: Augmentation | None = None,
+    look_alikes: np.ndarray | None = None,
+    family: int = 1,
   ) -> None:
     """See `pipeline.pair_batches`."""
     self._source = source
@@ -65,6 +67,8 @@ class ViewPairs:
     self._options = options or views.Views()
     self._augmentation = augmentation or Augmentation()
     self._order = Order(len(source), None, seed=seed, sampling="photograph")
+    self._look_alikes = look_alikes
+    self._family = family
 
   def shape(self, batch: int) -> tuple[int, ...]:
     """Returns the shape of one row's pixels."""
@@ -90,7 +94,7 @@ class ViewPairs:
     reason = f"no two views share {LEAST_POINTS} points"
     for attempt in range(MAX_ATTEMPTS):
       generator = random_generator(self._seed, _VIEWS, position, attempt)
-      pair = self._source[self._order(position, attempt)]
+      pair = self._source[self._pick(position, attempt)]
       try:
         found = self._look(pair, pixels, generator)
       except InputError as error:
@@ -106,6 +110,23 @@ class ViewPairs:
     raise InputError(
       f"no usable pair of views among {MAX_ATTEMPTS} drawn; the last: {reason}"
     )
+
+  def _pick(self, position: int, attempt: int) -> int:
+    """Returns which pair of the source is at a position of the order.
+
+    The first of a family is the next of the order, the others are drawn from
+    its look-alikes.
+    """
+    if self._look_alikes is None or attempt:
+      return self._order(position, attempt)
+    family, member = divmod(position, self._family)
+    first = self._order(family)
+    if not member:
+      return first
+    alike = self._look_alikes[first]
+    generator = random_generator(self._seed, _FAMILIES, family)
+    drawn = generator.permutation(len(alike))
+    return int(alike[drawn[(member - 1) % len(alike)]])
 
   def _look(
     self, pair: Pair, pixels: np.ndarray, generator: np.random.Generator
