@@ -19,6 +19,9 @@ More that helps, each by a path:
             pairs of photographs of one place, as delf_jax.find_correspondences
             writes them. Photographs in folders of one name, of whatever source
             but the pool, are no examples against each other
+  --config.correspondence.family=4
+            of four photographs of a batch, three look like the first to the
+            network that the stage begins with; for what has learned before
   --config.correspondence.held_out.landmarks.path=LANDMARKS
             with .only=NAMES.txt here and .exclude=NAMES.txt at the sources:
             folders of LANDMARKS to validate on
