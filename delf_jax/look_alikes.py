@@ -1,7 +1,7 @@
 """Photographs that look alike to a network: hard examples for its successor.
 
-Points of two photographs drawn by chance are easily told apart; those of two
-beaches or of two Gothic fronts teach more.
+Points of two photographs drawn by chance are easily told apart, those of two
+beaches or of two Gothic fronts are not.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import numpy as np
 
 from delf_jax import checkpoint, hosts, html_report, progress
 from delf_jax.data import pair_sources, pipeline
+from delf_jax.errors import InputError
 from delf_jax.models.attention import l2_normalise
 
 # Of every photograph so many are found, and drawn from.
@@ -52,8 +53,16 @@ def find(
     [len(source), k] int32 positions in the source, ascending. Photographs of
     one group, of one file name, or more alike than `MOST_ALIKE` are not among
     each other's, unless there are too few others.
+
+  Raises:
+    InputError: if there is one photograph alone.
   """
   firsts = _Firsts(source)
+  if len(firsts) < 2:
+    raise InputError(
+      "one photograph alone has no look-alikes; give more, or "
+      "config.correspondence.family 1"
+    )
 
   @jax.jit
   def describe(pixels):

@@ -1,6 +1,7 @@
 """Photographs that look alike to a network."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from configs import delf_small
 from delf_jax import initialisation, look_alikes
 from delf_jax.data import pair_sources
+from delf_jax.errors import InputError
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 200, 40), "blue": (30, 30, 220)}
 
@@ -82,6 +84,13 @@ def test_those_too_much_alike_may_show_the_same(root, model, monkeypatch):
     assert all(
       "broken" in other or not other.startswith(colour) for other in others
     )
+
+
+def test_one_photograph_has_none(root, model, tmp_path):
+  shutil.copy(root / "red_0" / "red00.png", tmp_path)
+  source = pair_sources.open_pairs({"one": {"path": str(tmp_path)}})
+  with pytest.raises(InputError, match="one photograph alone"):
+    look_alikes.find(source, model, side=64)
 
 
 def test_they_are_found_once_a_run(root, model, tmp_path, monkeypatch):
