@@ -44,7 +44,7 @@ SEARCH_OPTIONS = (
   "calibration",
   "seed",
 )
-# Of the first, local features have one of their own.
+# The first means something to local features, too.
 EXPANSION_OPTIONS = ("expansion", "alpha", "database_expansion")
 
 
