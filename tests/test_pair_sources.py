@@ -73,6 +73,27 @@ def test_folders_of_one_name_are_one_group_in_every_source(root, tmp_path):
   assert len(set(groups.values())) == 4
 
 
+def test_folders_below_a_place_are_of_its_group(root, tmp_path):
+  deep = root / "a" / "night" / "0.jpg"
+  deep.parent.mkdir()
+  deep.write_bytes(b"deep")
+  pair_sources.write_verified(
+    tmp_path / "pairs.npz",
+    paths=["a/night/0.jpg", "a/0.jpg"],
+    pairs=np.array([[0, 1]]),
+    homographies=np.eye(3)[None],
+    inliers=[np.zeros((1, 2))],
+  )
+  of_pairs = {"path": str(root), "verified": str(tmp_path / "pairs.npz")}
+  found = listed(
+    pair_sources.open_pairs(
+      {"x": {"path": str(root), "grouped": True}, "y": of_pairs}
+    )
+  )
+  places = {p.group for p in found if p.name.startswith("a/")}
+  assert len(places) == 1 and found[-1].name == "a/night/0.jpg"
+
+
 def test_folders_are_left_out_at_any_depth(root, tmp_path):
   names = tmp_path / "deep.txt"
   names.write_text("d\nloose.jpg\n")

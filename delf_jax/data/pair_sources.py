@@ -150,13 +150,14 @@ def open_pairs(sources: Mapping[str, Mapping[str, Any]]) -> Mixture:
       depth (one whose path is "" is left out), and may say
 
       - repeat (1): how often its photographs count in an epoch;
-      - grouped (False): photographs in one folder, or in folders of one name,
-        of whatever source, may show the same place, and are then no examples
-        against each other;
+      - grouped (False): photographs in one folder at the top of `path`, or in
+        folders of one name, of whatever source, may show the same place, and
+        are then no examples against each other;
       - exclude (""): a file of names of folders to leave out, at any depth;
       - only (""): a file of names of folders to take, and no others;
       - verified (""): a file of `write_verified`: pairs of photographs instead
-        of single ones, always grouped.
+        of single ones, always grouped: by the first folder on their path
+        whose name is a group of a source before, or the folder they are in.
 
   Raises:
     InputError: if an option is unknown, or nothing is left.
@@ -228,7 +229,9 @@ def list_photographs(
     )
   labels = [ALONE] * len(paths)
   if grouped:
-    labels = _number(paths, {} if groups is None else groups)
+    groups = {} if groups is None else groups
+    tops = [path.partition("/")[0] for path in paths]
+    labels = [groups.setdefault(name, len(groups)) for name in tops]
   return Photographs(FileSource(path, paths, labels))
 
 
@@ -296,7 +299,7 @@ def read_verified(
   if not len(rows):
     raise InputError(f"{path!r}: no verified pair is left; check exclude, only")
   parts = np.split(inliers.astype(np.float64), ends[:-1])
-  labels = _number(paths, {} if groups is None else groups)
+  labels = _join(paths, {} if groups is None else groups)
   return VerifiedPairs(
     FileSource(root, paths.tolist(), labels),
     pairs[rows],
@@ -305,10 +308,15 @@ def read_verified(
   )
 
 
-def _number(paths: Sequence[str], groups: dict[str, int]) -> list[int]:
-  """Returns the group of each path: that of the folder it is in."""
-  folders = [path.rpartition("/")[0].rpartition("/")[2] for path in paths]
-  return [groups.setdefault(name, len(groups)) for name in folders]
+def _join(paths: Sequence[str], groups: dict[str, int]) -> list[int]:
+  """Returns the groups of verified pairs' paths; see `open_pairs`."""
+  before = set(groups)
+  labels = []
+  for path in paths:
+    folders = path.split("/")[:-1] or [""]
+    name = next((name for name in folders if name in before), folders[-1])
+    labels.append(groups.setdefault(name, len(groups)))
+  return labels
 
 
 def _wanted(paths: Sequence[str], *, exclude: str, only: str) -> np.ndarray:
