@@ -1,8 +1,9 @@
 """What a config may say of a training stage, and the batches that it makes.
 
 A stage classifies landmarks ("descriptors", "attention", "joint"), learns
-without labels that two views of one place look the same ("correspondence"), or
-compares whole photographs ("ranking").
+without labels that two views of one place look the same ("correspondence") or
+what another network extracts ("distillation"), or compares whole photographs
+("ranking").
 """
 
 import dataclasses
@@ -13,15 +14,18 @@ from typing import Any
 
 import jax
 
-from delf_jax import checkpoint, look_alikes
+from delf_jax import checkpoint, distillation_stage, look_alikes
 from delf_jax.data import landmarks, pair_sources, pipeline
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.views import Views
+from delf_jax.distillation_stage import DistillationOptions
 from delf_jax.errors import InputError
 from delf_jax.global_descriptors import mined_batches, ranking_stage
 from delf_jax.global_descriptors.ranking_stage import RankingOptions
 
 PAIRED = "correspondence"
+DISTILLED = distillation_stage.STAGE
+UNLABELLED = (PAIRED, DISTILLED)
 RANKED = ranking_stage.STAGE
 # Of the pairs of views that a run is validated on, whatever its own seed.
 _VALIDATION_SEED = 1_000_003
@@ -109,6 +113,9 @@ class PairOptions:
   frozen: tuple[str, ...] = ()
 
 
+Options = StageOptions | PairOptions | DistillationOptions | RankingOptions
+
+
 def read_options(kind: type, values: Mapping[str, Any], name: str) -> Any:
   """Builds a dataclass of options from a part of a config.
 
@@ -133,11 +140,13 @@ def read_options(kind: type, values: Mapping[str, Any], name: str) -> Any:
   return kind(**values)
 
 
-def read_stage(
-  stage: str, config: Mapping[str, Any]
-) -> StageOptions | PairOptions | RankingOptions:
+def read_stage(stage: str, config: Mapping[str, Any]) -> Options:
   """Reads what a config says of a stage; see `read_options`."""
-  kinds = {PAIRED: PairOptions, RANKED: RankingOptions}
+  kinds = {
+    PAIRED: PairOptions,
+    DISTILLED: DistillationOptions,
+    RANKED: RankingOptions,
+  }
   kind = kinds.get(stage, StageOptions)
   return read_options(kind, config[stage], stage)
 
@@ -161,7 +170,7 @@ def check_unlabelled(names: Iterable[str]) -> None:
     InputError: naming one.
   """
   for name in names:
-    if name != PAIRED:
+    if name not in UNLABELLED:
       raise InputError(
         f"the stage {name!r} needs landmarks, and the photographs have no "
         f"classes; use another --config.dataset.kind, or "
@@ -169,9 +178,7 @@ def check_unlabelled(names: Iterable[str]) -> None:
       )
 
 
-def check_batch(
-  stage: str, options: StageOptions | PairOptions | RankingOptions, devices: int
-) -> None:
+def check_batch(stage: str, options: Options, devices: int) -> None:
   """Refuses batches that do not divide.
 
   Raises:
@@ -199,7 +206,7 @@ def check_batch(
 
 
 def training_batches(
-  options: StageOptions | PairOptions,
+  options: StageOptions | PairOptions | DistillationOptions,
   data: landmarks.Dataset,
   *,
   seed: int,
@@ -234,7 +241,7 @@ def training_batches(
     "process_count": jax.process_count(),
     **loader,
   }
-  if isinstance(options, PairOptions):
+  if isinstance(options, PairOptions | DistillationOptions):
     source = pair_sources.open_pairs(options.sources)
     alike = None
     if options.family > 1:
@@ -260,7 +267,7 @@ def training_batches(
 
 
 def validation_batches(
-  options: StageOptions | PairOptions | RankingOptions,
+  options: Options,
   data: landmarks.Dataset,
   *,
   count: int,

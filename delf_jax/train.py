@@ -29,10 +29,11 @@ import functools
 import json
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from absl import flags
@@ -40,6 +41,7 @@ from ml_collections import ConfigDict, config_flags
 
 from delf_jax import (
   checkpoint,
+  distillation_stage,
   extraction,
   hosts,
   initialisation,
@@ -60,7 +62,12 @@ from delf_jax.global_descriptors import (
 )
 from delf_jax.models.global_descriptor import GlobalDescriptor
 from delf_jax.options import parse_options
-from delf_jax.training import correspondence, optimisers, ranking
+from delf_jax.training import (
+  correspondence,
+  distillation,
+  optimisers,
+  ranking,
+)
 from delf_jax.training import step as steps
 
 HEAT_MAPS = 8
@@ -161,23 +168,8 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
   options = stages.read_stage(stage, run.config)
   devices = jax.local_device_count()
   stages.check_batch(stage, options, devices)
-  network, normalise = run.model.network, run.model.normalisation
-  paired, ranked = stage == stages.PAIRED, stage == stages.RANKED
-  classifies = not paired and not ranked
-  if ranked:
-    ranking_stage.check(options, network)
-    network = network.clone(frozen_norm=options.frozen_norm)
-  shared = {
-    "normalise": normalise,
-    "loss": run.config.get("loss") if classifies else options.loss,
-    "axis_name": "batch",
-  }
-  if paired:
-    evaluation_step = correspondence.make_evaluation_step(network, **shared)
-  elif ranked:
-    evaluation_step = ranking.make_evaluation_step(network, **shared)
-  else:
-    evaluation_step = steps.make_evaluation_step(network, stage=stage, **shared)
+  learning = _learning(stage, options, run)
+  network, ranked = learning.network, stage == stages.RANKED
   schedule = optimisers.make_schedule(steps=options.steps, **options.schedule)
   optimiser = optimisers.make_optimiser(schedule, **options.optimiser)
   train_step = jax.pmap(
@@ -185,12 +177,12 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
       network,
       optimiser,
       stage=stage,
-      mixup=options.mixup if classifies else 0.0,
+      normalise=run.model.normalisation,
       accumulate=options.accumulate,
       ema_decay=options.ema_decay,
-      reconstruction_weight=0.0 if ranked else options.reconstruction_weight,
       frozen=options.frozen,
-      **shared,
+      axis_name="batch",
+      **learning.step,
     ),
     axis_name="batch",
     in_axes=(None, 0),
@@ -206,9 +198,8 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
     best_by=None if select == "last" else select,
   )
   checkpoints = open_checkpoints()
-  if ranked and not checkpoints.steps:
-    model = ranking_stage.begin(run.model, options, run.data.train)
-    run = dataclasses.replace(run, model=model)
+  if not checkpoints.steps:
+    run = dataclasses.replace(run, model=learning.begin(run.model))
   state, taken = checkpoints.restore(
     steps.initial_state(
       stage,
@@ -247,7 +238,10 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
     run.validation,
     stage=stage,
     step=jax.pmap(
-      evaluation_step, axis_name="batch", in_axes=(None, 0), out_axes=None
+      learning.evaluation_step,
+      axis_name="batch",
+      in_axes=(None, 0),
+      out_axes=None,
     ),
     batches=stages.validation_batches(
       options, run.data, count=run.validation.photographs, stride=stride
@@ -256,7 +250,7 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
     train=run.data.train,
     source=run.data.validation,
     benchmark=run.benchmark,
-    side=options.resize if classifies else options.crop,
+    side=getattr(options, "resize", 0) or options.crop,
     reduction_dim=run.config["reduction"]["dim"],
   )
   run.journal.resume(stage, first)
@@ -349,6 +343,70 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
   variables = jax.tree.map(np.asarray, state.variables)
   model = dataclasses.replace(run.model, variables=variables)
   return dataclasses.replace(run, model=model), validate
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+  """How a stage learns.
+
+  Attributes:
+    network: as the stage trains it.
+    step: keyword arguments of `steps.make_train_step` that its kind has.
+    evaluation_step: the pure step that validates it.
+    begin: what a stage that starts anew makes of its model first.
+  """
+
+  network: nn.Module
+  step: Mapping[str, Any]
+  evaluation_step: Callable[..., Mapping[str, jax.Array]]
+  begin: Callable[[checkpoint.Model], checkpoint.Model] = lambda model: model
+
+
+def _learning(stage: str, options: stages.Options, run: Run) -> Learning:
+  """Says how a stage learns, by its kind.
+
+  Raises:
+    InputError: if the network or an option is unfit.
+  """
+  network = run.model.network
+  shared = {"normalise": run.model.normalisation, "axis_name": "batch"}
+  if stage == stages.RANKED:
+    ranking_stage.check(options, network)
+    network = network.clone(frozen_norm=options.frozen_norm)
+    return Learning(
+      network,
+      {"loss": options.loss},
+      ranking.make_evaluation_step(network, loss=options.loss, **shared),
+      lambda model: ranking_stage.begin(model, options, run.data.train),
+    )
+  if stage == stages.DISTILLED:
+    model = distillation_stage.open_teacher(options, network)
+    teacher = distillation_stage.make_teacher(model)
+    objective = distillation.make_objective(
+      network, teacher=teacher, normalise=run.model.normalisation
+    )
+    return Learning(
+      network,
+      {"objective": objective},
+      distillation.make_evaluation_step(network, teacher=teacher, **shared),
+      lambda student: (
+        student
+        if run.config["init_from"]
+        else distillation_stage.begin(student, model)
+      ),
+    )
+  step = {"reconstruction_weight": options.reconstruction_weight}
+  if stage == stages.PAIRED:
+    step["loss"] = options.loss
+    evaluation_step = correspondence.make_evaluation_step(
+      network, loss=options.loss, **shared
+    )
+  else:
+    step |= {"loss": run.config.get("loss"), "mixup": options.mixup}
+    evaluation_step = steps.make_evaluation_step(
+      network, stage=stage, loss=step["loss"], **shared
+    )
+  return Learning(network, step, evaluation_step)
 
 
 def _check_finite(

@@ -106,7 +106,8 @@ def open_dataset(
   `synthetic_landmarks.open_synthetic`; its path is where the photographs are
   kept, and may be "" to make each whenever it is asked for. "unlabelled": all
   photographs under the path, of no class; its options are `exclude` and `only`
-  of `pair_sources.open_pairs`.
+  of `pair_sources.open_pairs`, and what is said below of classes, which it has
+  none of, is not looked at.
 
   Options of every other kind:
 
@@ -234,8 +235,9 @@ def _open_synthetic(data_dir: str, options: Mapping[str, Any]) -> Dataset:
 
 
 def _open_unlabelled(path: str, options: Mapping[str, Any]) -> Dataset:
-  _check_options("unlabelled", options, {"exclude", "only"})
-  photographs = pair_sources.list_photographs(path, **options).files
+  _check_options("unlabelled", options, {"only", *_COMMON})
+  names = {key: options[key] for key in ("exclude", "only") if key in options}
+  photographs = pair_sources.list_photographs(path, **names).files
   return Dataset(
     train=photographs,
     validation=FileSource(path, (), np.zeros(0)),

@@ -56,8 +56,9 @@ class BatchNorm(nn.Module):
     )
     if not self.is_initializing():
       for running, batch in ((mean, batch_mean), (var, batch_var)):
-        running.value *= self.momentum
-        running.value += (1.0 - self.momentum) * batch
+        # Not in place: the arrays may be of NumPy, and the caller's.
+        kept = running.value * self.momentum
+        running.value = kept + (1.0 - self.momentum) * batch
     return y
 
 

@@ -151,7 +151,11 @@ class Delf(nn.Module):
     return code.astype(jnp.float32), error
 
   def dense(
-    self, images: jax.Array, sizes: jax.Array | None = None
+    self,
+    images: jax.Array,
+    sizes: jax.Array | None = None,
+    *,
+    train: bool = False,
   ) -> tuple[jax.Array, jax.Array | None]:
     """Features and scores of every location, for extraction.
 
@@ -163,18 +167,23 @@ class Delf(nn.Module):
     Args:
       images: [b, h, w, 3] normalised pixels, padded.
       sizes: [b, 2] int32 true heights and widths.
+      train: use and update batch statistics, of photographs without padding.
 
     Returns:
       [b, h', w', c] float32 un-normalised features and [b, h', w'] attention
       scores, None without the head; only the first `map_size` rows and columns
       mean anything.
     """
-    features = seen = self.backbone(images, sizes)[self.feature_stage]
+    learns = train and not self.frozen_norm
+    maps = self.backbone(images, sizes, train=learns)
+    features = seen = maps[self.feature_stage]
     if self.code_dim:
       code, seen = self.autoencoder(features)
-      length = jnp.linalg.norm(features.astype(jnp.float32), axis=-1)
+      length = _length(features.astype(jnp.float32))
       features = l2_normalise(code.astype(jnp.float32)) * length[..., None]
-    scores = self.attention(seen) if self.attention_hidden else None
+    scores = None
+    if self.attention_hidden:
+      scores = self.attention(seen, train=train)
     return features.astype(jnp.float32), scores
 
   @property
@@ -195,6 +204,12 @@ class Delf(nn.Module):
   def receptive_field(self) -> receptive_field.ReceptiveField:
     """Of the features, in pixels of the image the network is given."""
     return receptive_field.compose(self.feature_layers)
+
+
+def _length(features: jax.Array) -> jax.Array:
+  """Returns norms over the last axis, whose gradient at zero is zero."""
+  squares = jnp.sum(features**2, axis=-1)
+  return jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
 
 
 def folded(

@@ -22,6 +22,7 @@ from delf_jax.training import correspondence, losses, ranking
 # The parameters that a stage learns; the others are frozen, bit by bit.
 STAGES: Mapping[str, tuple[str, ...]] = {
   "correspondence": ("backbone", "autoencoder"),
+  "distillation": ("backbone", "autoencoder", "attention"),
   "ranking": ("backbone", "power", "regional", "whitening"),
   "descriptors": ("backbone", "descriptor_classifier"),
   "attention": ("attention", "attention_classifier", "autoencoder"),
@@ -127,8 +128,9 @@ def make_train_step(
     optimiser: of the stage.
     stage: a key of `STAGES`.
     normalise: of pixels.
-    objective: what the step differentiates, if it is not the stage's own; the
-      options of that, such as `loss`, are then unused.
+    objective: what the step differentiates, if the stage has none of its own
+      (the distillation stage's is `distillation.make_objective`) or another is
+      wanted; the options of that, such as `loss`, are then unused.
     loss: keyword arguments of `losses.classification`, or in the
       correspondence stage of `correspondence.contrast`, in the ranking stage of
       `ranking.make_objective`.
@@ -143,10 +145,10 @@ def make_train_step(
 
   Returns:
     step(state, {"pixels": [b, h, w, 3] uint8, "labels": [b]}), in the
-    correspondence stage a batch of `correspondence.make_objective` and in the
-    ranking stage one of `ranking.make_objective`, -> state,
-    means over the batch: "loss", "accuracy", "gradient_norm", and in a stage of
-    several losses each by its name.
+    correspondence stage a batch of `correspondence.make_objective`, in the
+    ranking stage one of `ranking.make_objective`, with an `objective` one of
+    that, -> state, means over the batch: "loss", "accuracy", "gradient_norm",
+    and in a stage of several losses each by its name.
   """
 
   updated = [
@@ -308,7 +310,8 @@ def make_evaluation_step(
 ) -> Callable[[Mapping[str, Any], Batch], dict[str, jax.Array]]:
   """Builds the pure step that validates a stage's last head.
 
-  The correspondence and the ranking stage have their own, in their modules.
+  The correspondence, distillation and ranking stages have their own, in their
+  modules.
 
   Returns:
     step(variables, {"pixels", "labels", "weights" [b]}) -> sums over the batch:
