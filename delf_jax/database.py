@@ -123,6 +123,7 @@ class PhotographDatabase:
         score=chain.score,
         probability=chain.probability,
         via=chain.via,
+        support=chain.support,
       )
     return sorted(found.values(), key=lambda match: -match.score)
 

@@ -103,7 +103,9 @@ def describe_match(match: retrieval.Match) -> str:
   """Says how sure a match is and what its transform does."""
   words = f"probability {match.probability:.3f}  inliers {match.inlier_count}"
   if match.via:
-    words += f"  via {', '.join(map(drawing.visible, match.via))}"
+    *before, last = match.via
+    words += f"  via {drawing.visible(last)}"
+    words += f" and {len(before)} before it" if before else ""
   if match.inlier_count:
     words += f"  {html_report.describe_transform(affine_at_centre(match))}"
   return words
@@ -128,6 +130,7 @@ def _match_section(
     # Its lines and its transform begin at the last photograph on the way.
     query = match.via[-1]
     photograph = _read(Path(photos) / query, match.query_size)
+  note = "found before" if match.via else "query"
   found = match.inlier_count > 0
   counted = _counted(match.inlier_count, "inlier", "inliers")
   picture = match_pictures.draw_matches(
@@ -143,7 +146,7 @@ def _match_section(
     transform=match.transform if found else None,
     query_name=query,
     image_name=match.path,
-    query_note="found before" if match.via else "query",
+    query_note=note,
   )
   blocks = [
     html_report.Picture(
@@ -163,6 +166,7 @@ def _match_section(
       image_size=(image.height, image.width),
       query_name=query,
       image_name=match.path,
+      query_note=note,
     )
     if blend is not None:
       blocks.append(

@@ -14,7 +14,8 @@ find itself. --against compares two photographs without an index.
 Photographs that it finds are asked again, --expansion of them, and what they
 find is found by way of them ("via"): the side of a building finds its back. Its
 probability is the product of those of the matches on the way, and inliers and
-transform are those of the last.
+transform are those of the last. It is called a match if the query itself also
+matches enough of what is linked to it, so that one mistake brings no place.
 
 Of global descriptors it prints a line a photograph, the most similar first
 (path, similarity), as many as --most says; nothing is verified, so that none is
@@ -61,6 +62,7 @@ def as_json(
       "path": match.path,
       "via": list(match.via),
       "probability": round(match.probability, 6),
+      "support": round(match.support, 6),
       "inliers": match.inlier_count,
       "score": match.score,
       "expected_by_chance": round(match.expected_by_chance(), 2),

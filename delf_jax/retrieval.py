@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from delf_jax import match_score, voting, word_candidates
+from delf_jax import match_chains, match_score, voting, word_candidates
 from delf_jax import matching as direct
 from delf_jax.errors import InputError
 from delf_jax.features.local_features import LocalFeatures
@@ -121,8 +121,9 @@ class Match:
     query_features: how many features the query has.
     via: of a match that was found by way of others (`match_chains`), the
       photographs between the query and this one. Then "the query" of all other
-      attributes is the last of these, but for the score and the probability,
+      attributes is the last of these, but for score, probability and support,
       which are of the whole chain (`match_chains.Chain`).
+    support: see there; 1 where nothing was asked again.
   """
 
   path: str
@@ -143,6 +144,7 @@ class Match:
   image_size: tuple[int, int]
   query_features: int
   via: tuple[str, ...] = ()
+  support: float = 1.0
 
   @property
   def votes(self) -> int:
@@ -416,9 +418,15 @@ def accept(
 
   Args:
     matches: from `search`.
-    min_probability: less probable ones are no match.
+    min_probability: less probable ones are no match. One that was found by way
+      of others must be convincing as well (`match_chains.convincing`).
   """
-  return [match for match in matches if match.probability >= min_probability]
+  return [
+    match
+    for match in matches
+    if match.probability >= min_probability
+    and match_chains.convincing(match.via, match.support)
+  ]
 
 
 @dataclasses.dataclass(frozen=True)

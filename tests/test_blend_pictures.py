@@ -192,6 +192,14 @@ def test_any_name_can_be_drawn():
   assert (named[480:] != unnamed[480:]).any()
 
 
+def test_the_strip_says_what_the_left_one_is():
+  def draw(**note):
+    return blend_pictures.draw_blend(smooth(), smooth(), np.eye(3), **note)
+
+  assert np.array_equal(draw(), draw(query_note="query"))
+  assert not np.array_equal(draw(), draw(query_note="found before"))
+
+
 def test_a_mistake_raises():
   with pytest.raises(ValueError, match=r"\[3, 3\]"):
     blend_pictures.draw_blend(smooth(), smooth(), np.eye(2, 3))

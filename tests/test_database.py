@@ -85,6 +85,7 @@ def test_what_a_photograph_finds_is_found_by_way_of_it(world, monkeypatch):
   assert [m.via for m in found] == [(), (paths[view[1]],)]
   assert [m.probability for m in found] == pytest.approx([0.9, 0.72])
   support = 0.9 / 1.8, 0.8 * 0.9 / 1.8
+  assert [m.support for m in found] == pytest.approx(support)
   assert [m.score for m in found] == pytest.approx(
     [0.9**0.75 * support[0] ** 0.25, 0.72**0.75 * support[1] ** 0.25]
   )

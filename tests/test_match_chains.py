@@ -131,6 +131,24 @@ def test_what_a_query_finds_of_what_is_linked_supports_a_chain():
   assert Chain(0.5, (), 0.0).score == pytest.approx(0.5**0.75 * 0.01**0.25)
 
 
+def test_one_mistake_brings_no_place():
+  # A stranger that finds one photograph of a place whose ten others it does
+  # not, and a query that finds every second.
+  places = [f"{i:02d}" for i in range(11)]
+  links = {a: {b: 0.99 for b in places if b != a} for a in places}
+  stranger = match_chains.follow({"00": 0.95}, links.get)
+  query = match_chains.follow(dict.fromkeys(places[::2], 0.95), links.get)
+  for found, expected in ((stranger, ["00"]), (query, places)):
+    assert sorted(found) == places
+    assert all(chain.probability > 0.9 for chain in found.values())
+    convincing = [
+      path
+      for path, chain in sorted(found.items())
+      if match_chains.convincing(chain.via, chain.support)
+    ]
+    assert convincing == expected
+
+
 def test_a_stranger_gains_nothing():
   found, graph = world(5, links=1.0)
   found = {path: 0.2 * p for path, p in found.items()}

@@ -61,7 +61,10 @@ def test_a_match_by_way_of_another_is_drawn_beside_that(match, tmp_path):
   reached = dataclasses.replace(
     match, path="far.jpg", probability=0.9, via=("first.jpg", "way.png")
   )
-  assert "via first.jpg, way.png" in presentation.describe_match(reached)
+  words = presentation.describe_match(reached)
+  assert "via way.png and 1 before it" in words
+  near = dataclasses.replace(reached, via=("way.png",))
+  assert "via way.png  " in presentation.describe_match(near)
   sections = presentation.query_sections(
     "a.jpg", photograph(), [reached], tmp_path
   )

@@ -82,6 +82,10 @@ def test_the_photograph_of_the_same_place_comes_first(scene):
     atol=20,
   )
   assert retrieval.accept(found) == found[:1]
+  # By way of others it must be supported as well.
+  for via, support, kept in [((), 0.0, 1), (("a",), 0.1, 0), (("a",), 0.2, 1)]:
+    one = dataclasses.replace(found[0], via=via, support=support)
+    assert len(retrieval.accept([one])) == kept
   assert all(match.inlier_count <= 8 for match in found[1:])
   assert "4.jpg" not in [match.path for match in found]
   assert "1.jpg" not in [match.path for match in found]

@@ -61,7 +61,8 @@ def draw_blend(
     transform: the same.
     seam: where the query gives way to the other photograph, from its left edge
       (0) to its right (1).
-    options: query_size, image_size, query_name, image_name and side.
+    options: query_size, image_size, query_name, image_name, query_note and
+      side.
 
   Returns:
     A picture, or None where the transform leaves nothing to blend.
@@ -82,6 +83,7 @@ def animate_blend(
   image_size: tuple[int, int] | None = None,
   query_name: str = "",
   image_name: str = "",
+  query_note: str = "query",
   side: int = 640,
   seconds: float = 7.0,
   frames: int = 84,
@@ -102,6 +104,7 @@ def animate_blend(
     image_size: the same for the other photograph.
     query_name: what the strip below calls the query.
     image_name: what the strip below calls the other photograph.
+    query_note: what it says that the query is.
     side: the longer side of the photographs in the picture, in pixels.
     seconds: of one turn, there and back.
     frames: in one turn.
@@ -121,6 +124,7 @@ def animate_blend(
     image_size=image_size,
     query_name=query_name,
     image_name=image_name,
+    query_note=query_note,
     side=side,
   )
   if layers is None:
@@ -156,6 +160,7 @@ def _layers(
   image_size: tuple[int, int] | None = None,
   query_name: str = "",
   image_name: str = "",
+  query_note: str = "query",
   side: int = 640,
 ) -> _Layers | None:
   """Warps the query and cuts the part of the other photograph around it."""
@@ -203,7 +208,7 @@ def _layers(
     query=np.asarray(query),
     left=max(0.0, outline[:, 0].min()),
     right=min(float(size[0]), outline[:, 0].max()),
-    strip=_strip(size[0], query_name, image_name),
+    strip=_strip(size[0], query_name, image_name, query_note),
   )
 
 
@@ -321,7 +326,9 @@ def _frame(layers: _Layers, seam: float) -> np.ndarray:
   return np.concatenate([mixed.round().astype(np.uint8), layers.strip])
 
 
-def _strip(width: int, query_name: str, image_name: str) -> np.ndarray:
+def _strip(
+  width: int, query_name: str, image_name: str, query_note: str
+) -> np.ndarray:
   """Names both photographs, each on its side of the seam."""
   height = max(32, width // 9)
   strip = Image.new("RGB", (width, height), drawing.BACKGROUND)
@@ -330,7 +337,7 @@ def _strip(width: int, query_name: str, image_name: str) -> np.ndarray:
   margin = height // 5
   room = width / 2 - 1.5 * margin
   for name, note, x, anchor in (
-    (query_name, "left: query", margin, "l"),
+    (query_name, f"left: {query_note}", margin, "l"),
     (image_name, "right: match", width - margin, "r"),
   ):
     name = drawing.shorten(drawing.printable(name), large, room)
