@@ -58,7 +58,8 @@ class PhotographDatabase:
       expansion: how many of the photographs that it finds are asked again; see
         `match_chains.follow`. Candidates must be scored by their probability.
       least: those found with a smaller probability are not asked; nothing that
-        they find is more probable.
+        they find is more probable. What the query finds itself, with this
+        probability or a larger one, is never said to be found by way of others.
       options: of `retrieval.search`.
 
     Returns:
@@ -118,11 +119,18 @@ class PhotographDatabase:
       least=least,
     )
     for path, chain in chains.items():
+      match, via = found.get(path), chain.via
+      probability = chain.probability
+      if match is not None and match.probability >= least:
+        # What it found itself needs nobody between.
+        probability, via = match.probability, ()
+      elif via:
+        match = links[via[-1]][path]
       found[path] = dataclasses.replace(
-        links[chain.via[-1]][path] if chain.via else found[path],
+        match,
         score=chain.score,
-        probability=chain.probability,
-        via=chain.via,
+        probability=probability,
+        via=via,
         support=chain.support,
       )
     return sorted(found.values(), key=lambda match: -match.score)

@@ -89,7 +89,13 @@ def test_what_a_photograph_finds_is_found_by_way_of_it(world, monkeypatch):
   assert [m.score for m in found] == pytest.approx(
     [0.9**0.75 * support[0] ** 0.25, 0.72**0.75 * support[1] ** 0.25]
   )
-  for options in ({}, {"expansion": 5, "least": 0.95}):
+  # What it finds itself is its own, if there is a surer way to it or not.
+  probabilities[view[0]] = {view[1]: 1.0, view[2]: 0.75}
+  for least, via, p in ((0.7, (), 0.75), (0.76, (paths[view[1]],), 0.8)):
+    _, found = opened.search(photo, expansion=5, least=least, neighbours=4)
+    assert found[1].path == paths[view[2]]
+    assert (found[1].via, found[1].probability) == (via, pytest.approx(p))
+  for options in ({}, {"expansion": 5, "least": 1.05}):
     asked.clear()
     opened.search(photo, neighbours=4, **options)
     assert asked == view[:1]
