@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from delf_jax import extraction, extractors, html_report
+from delf_jax import extraction, extractors, whole_files
 from delf_jax.errors import InputError
 from delf_jax.features import store
 from delf_jax.features.local_features import LocalFeatures
@@ -179,7 +179,7 @@ def extract(
   known |= found
   directory.parent.mkdir(parents=True, exist_ok=True)
   # Before the store: a photograph that is exchanged in between is noticed.
-  html_report.write_file(beside, json.dumps(known).encode())
+  whole_files.write_file(beside, json.dumps(known).encode())
   wanted = {item.name: item for item in items}
   opened = _open(directory)
   if opened is None or _missing(opened, wanted.values(), fresh):

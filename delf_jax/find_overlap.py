@@ -36,12 +36,12 @@ from delf_jax import (
   database,
   extraction,
   extractors,
-  html_report,
   index,
   options,
   program,
   progress,
   retrieval,
+  whole_files,
 )
 from delf_jax.data import class_selection, landmarks
 from delf_jax.data.photographs import decode_photograph
@@ -220,7 +220,7 @@ def write_classes(
     lines.append(
       class_selection.class_line(overlap.name, drawing.visible(evidence))
     )
-  html_report.write_file(path, ("\n".join(lines) + "\n").encode())
+  whole_files.write_file(path, ("\n".join(lines) + "\n").encode())
 
 
 def _index(
@@ -276,7 +276,7 @@ def _continue(log: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
   """
   header = json.dumps(settings)
   if not log.exists():
-    html_report.write_file(log, (header + "\n").encode())
+    whole_files.write_file(log, (header + "\n").encode())
     return []
   first, *lines = log.read_text(encoding="utf-8").split("\n")
   if first != header:
@@ -287,7 +287,7 @@ def _continue(log: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
   # A run that was killed may have left half a line; it is cut off.
   whole, half = lines[:-1], lines[-1:]
   if half != [""]:
-    html_report.write_file(
+    whole_files.write_file(
       log, "".join(f"{x}\n" for x in (first, *whole)).encode()
     )
   return [json.loads(line) for line in whole]

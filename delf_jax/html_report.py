@@ -6,7 +6,6 @@ is given is escaped here, and nothing can be given as HTML. The pages need no
 network and no script, follow the reader's light or dark setting, and print.
 """
 
-import contextlib
 import dataclasses
 import html
 import io
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from delf_jax import whole_files
 from delf_jax.errors import InputError
 from delf_jax.pictures.drawing import visible
 
@@ -190,10 +190,10 @@ def write_report(
   pictures: dict[str, np.ndarray | bytes] = {}
   page = _page(title, lead, sections, pictures)
   for name, picture in pictures.items():
-    write = write_file if isinstance(picture, bytes) else write_png
+    write = whole_files.write_file if isinstance(picture, bytes) else write_png
     write(os.path.join(directory, name), picture)
   path = os.path.join(directory, "index.html")
-  write_file(path, page.encode("utf-8"))
+  whole_files.write_file(path, page.encode("utf-8"))
   return path
 
 
@@ -205,29 +205,7 @@ def write_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
   """
   buffer = io.BytesIO()
   Image.fromarray(pixels).save(buffer, "PNG")
-  write_file(path, buffer.getvalue())
-
-
-def write_file(path: str | os.PathLike[str], content: bytes) -> None:
-  """Writes a file under a temporary name beside it, and renames it.
-
-  Raises:
-    InputError: if it cannot be written; the old file, if any, is still there.
-  """
-  path = os.fspath(path)
-  unfinished = f"{path}.{os.getpid()}.tmp"
-  try:
-    with open(unfinished, "wb") as file:
-      file.write(content)
-    os.replace(unfinished, path)
-  except OSError as error:
-    raise InputError(
-      f"{path!r} cannot be written: {error.strerror or error}; make room or"
-      " choose another place"
-    ) from error
-  finally:
-    with contextlib.suppress(OSError):
-      os.unlink(unfinished)
+  whole_files.write_file(path, buffer.getvalue())
 
 
 def _page(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from delf_jax import checkpoint, hosts, html_report, progress
+from delf_jax import checkpoint, hosts, progress, whole_files
 from delf_jax.data import pair_sources, pipeline
 from delf_jax.errors import InputError
 from delf_jax.models.attention import l2_normalise
@@ -129,7 +129,7 @@ def found_before(
       if hosts.is_primary():
         content = io.BytesIO()
         np.save(content, found)
-        html_report.write_file(kept, content.getvalue())
+        whole_files.write_file(kept, content.getvalue())
   return found
 
 

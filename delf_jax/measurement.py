@@ -25,6 +25,7 @@ from delf_jax import (
   match_chains,
   remembered_search,
   retrieval,
+  whole_files,
 )
 from delf_jax.data.retrieval_sets import RetrievalSet
 from delf_jax.evaluation import metrics, results
@@ -274,4 +275,4 @@ def _points(
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-  html_report.write_file(path, (json.dumps(value, indent=1) + "\n").encode())
+  whole_files.write_file(path, (json.dumps(value, indent=1) + "\n").encode())

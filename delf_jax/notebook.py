@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from delf_jax import checkpoint, html_report, retrieval, validation
+from delf_jax import checkpoint, retrieval, validation, whole_files
 from delf_jax.data.photographs import Photograph
 from delf_jax.features.local_features import LocalFeatures
 from delf_jax.pictures import (
@@ -39,7 +39,7 @@ class Moving:
 
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes the WebP file; an `InputError` says why it could not."""
-    html_report.write_file(path, self.content)
+    whole_files.write_file(path, self.content)
 
   def _repr_html_(self) -> str:
     # Notebooks know no picture type of this format, and browsers do.

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from delf_jax import (
   feature_cache,
-  html_report,
   match_chains,
   progress,
   retrieval,
+  whole_files,
 )
 from delf_jax.data.retrieval_sets import RetrievalSet
 from delf_jax.errors import InputError
@@ -166,7 +166,7 @@ def _read_journal(path: Path) -> Rankings:
     return {}
   whole = content[: content.rfind(b"\n") + 1]
   if len(whole) < len(content):
-    html_report.write_file(path, whole)
+    whole_files.write_file(path, whole)
   entries = map(json.loads, whole.splitlines())
   return {
     key: [(found, score) for found, score in ranking]

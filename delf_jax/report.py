@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from delf_jax import html_report, program
+from delf_jax import html_report, program, whole_files
 from delf_jax.pictures import precision_plots
 from delf_jax.tables import results_table
 
@@ -51,7 +51,7 @@ def write(results: str, output: str) -> str:
       title = f"{table.described['title'].partition(':')[0]}, {place}"
       pixels, svg = precision_plots.plot(curves, title=title)
       html_report.write_png(directory / f"{name}.png", pixels)
-      html_report.write_file(directory / f"{name}.svg", svg)
+      whole_files.write_file(directory / f"{name}.svg", svg)
       blocks.append(
         html_report.Picture(
           pixels,
@@ -63,7 +63,7 @@ def write(results: str, output: str) -> str:
       )
       lines += [f"![{place}]({name}.svg)", ""]
     sections.append(html_report.Section(table.described["title"], blocks))
-  html_report.write_file(directory / "report.md", "\n".join(lines).encode())
+  whole_files.write_file(directory / "report.md", "\n".join(lines).encode())
   return html_report.write_report(
     directory,
     title="delf_jax: our numbers beside the paper's",

@@ -240,16 +240,6 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
   assert path.read_bytes() == before
 
 
-@pytest.mark.skipif(
-  not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has"
-)
-def test_a_full_disk_is_one_clear_line(tmp_path):
-  (tmp_path / f"page.html.{os.getpid()}.tmp").symlink_to("/dev/full")
-  with pytest.raises(InputError, match="No space left on device; make room"):
-    html_report.write_file(tmp_path / "page.html", b"content")
-  assert not os.listdir(tmp_path)
-
-
 def test_a_directory_that_cannot_be_made(tmp_path):
   (tmp_path / "file\n").write_text("in the way")
   with pytest.raises(InputError, match=r"file\\n/report' cannot be made"):

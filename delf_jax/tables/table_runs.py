@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from delf_jax import html_report, measurement
+from delf_jax import measurement, whole_files
 from delf_jax.data.retrieval_sets import RetrievalSet
 from delf_jax.errors import InputError
 from delf_jax.tables import table_inputs
@@ -64,7 +64,7 @@ def run(
   result = _evaluate(
     settings, opened, home / one.row / one.place, cache, workers
   )
-  html_report.write_file(
+  whole_files.write_file(
     home / one.row / one.place / "settings.json",
     _json({"settings": settings, "chosen": chosen, "set": opened.name}),
   )
@@ -75,7 +75,7 @@ def write_table(table: Table, output: str | os.PathLike) -> None:
   """Writes what `delf_jax.report` lays results out by."""
   home = Path(output) / table.name
   home.mkdir(parents=True, exist_ok=True)
-  html_report.write_file(home / TABLE, _json(table.described))
+  whole_files.write_file(home / TABLE, _json(table.described))
 
 
 def sweep(
@@ -137,7 +137,7 @@ def sweep(
     "on": {"set": opened.name, "root": os.path.realpath(opened.root)},
     "tried": tried,
   }
-  html_report.write_file(home / CHOSEN, _json(chosen))
+  whole_files.write_file(home / CHOSEN, _json(chosen))
   return chosen
 
 
