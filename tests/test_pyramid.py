@@ -157,14 +157,25 @@ def test_the_pyramid_of_the_paper():
 @pytest.mark.parametrize(("old", "new"), [(13, 31), (31, 13), (20, 20)])
 @pytest.mark.parametrize("rule", ["half_pixel", "antialias", "legacy"])
 def test_resize_rules_against_independent_definitions(old, new, rule):
-  signal = np.random.default_rng(0).normal(size=old)
-  weights = np.asarray(
-    pyramid.resize_weights(
-      jnp.array(old), jnp.array(new), (new + 5, old + 7), rule
+  signal = np.random.default_rng(0).normal(size=old).astype(np.float32)
+  found = []
+  for axis in range(2):
+    # What lies beyond the true size may be anything.
+    image = np.full((old + 7, old + 9, 2), 1e6, np.float32)
+    lines = np.moveaxis(image, axis, 0)
+    lines[:old, :3] = signal[:, None, None]
+    size, new_size, shape = np.full(2, 3), np.full(2, 3), np.full(2, 4)
+    size[axis], new_size[axis], shape[axis] = old, new, new + 5
+    level = pyramid.resize_level(
+      jnp.array(image), jnp.array(size), jnp.array(new_size), shape, rule
     )
-  )
-  ours = weights[:new, :old] @ signal
-  assert not weights[:, old:].any()
+    assert level.shape == (*shape, 2)
+    found.append(np.moveaxis(np.asarray(level), axis, 0)[:new, :3])
+  ours = found[0][:, 0, 0]
+  for lines in found:
+    np.testing.assert_allclose(
+      lines, ours[:, None, None] + 0 * lines, atol=1e-5
+    )
   if rule == "antialias":
     expected = jax.image.resize(jnp.array(signal), (new,), "linear")
   else:

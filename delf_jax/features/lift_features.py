@@ -161,7 +161,7 @@ def make_extractor(
     scales: of the image pyramid, in order.
     score_threshold: features below it are dropped.
     max_features: rows of the result.
-    resize: see `pyramid.resize_weights`.
+    resize: see `pyramid.resize_level`.
 
   Returns:
     extract(variables, reduction, pixels [h, w, 3] uint8, size [2]) ->

@@ -91,40 +91,6 @@ def level_size(length: int, scale: float) -> int:
   return round(length * scale)
 
 
-def resize_weights(
-  size: jax.Array, new_size: jax.Array, shape: tuple[int, int], rule: Resize
-) -> jax.Array:
-  """Builds the matrix that resizes one axis, for sizes known at run time.
-
-  Args:
-    size: scalar, true input length.
-    new_size: scalar, true output length.
-    shape: (output, input) lengths of the arrays.
-    rule: "half_pixel" is bilinear between pixel centres, without antialiasing
-      (TensorFlow 2, OpenCV, torch's default); "legacy" is bilinear with corner
-      pixels aligned at the origin (TensorFlow 1); "antialias" widens the
-      triangle when shrinking (`jax.image.resize`, Pillow).
-
-  Returns:
-    [output, input] float32; a row sums to one.
-  """
-  step = size / jnp.maximum(new_size, 1)
-  target = jnp.arange(shape[0], dtype=jnp.float32)
-  last = jnp.maximum(size - 1, 0).astype(jnp.float32)
-  if rule == "legacy":
-    centre = target * step
-  else:
-    centre = (target + 0.5) * step - 0.5
-  width = jnp.maximum(step, 1.0) if rule == "antialias" else 1.0
-  if rule != "antialias":
-    centre = jnp.clip(centre, 0.0, last)
-  source = jnp.arange(shape[1], dtype=jnp.float32)
-  distance = jnp.abs(source[None, :] - centre[:, None]) / width
-  weights = jnp.maximum(1.0 - distance, 0.0)
-  weights = jnp.where(source[None, :] <= last, weights, 0.0)
-  return weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
-
-
 def resize_level(
   image: jax.Array,
   size: jax.Array,
@@ -132,14 +98,57 @@ def resize_level(
   shape: tuple[int, int],
   rule: Resize,
 ) -> jax.Array:
-  """Resizes one padded [h, w, c] image to a padded [*shape, c] level."""
-  rows = resize_weights(size[0], new_size[0], (shape[0], image.shape[0]), rule)
-  columns = resize_weights(
-    size[1], new_size[1], (shape[1], image.shape[1]), rule
-  )
+  """Resizes one padded image, for sizes known at run time.
+
+  Args:
+    image: [h, w, c] float32.
+    size: [2] its true height and width.
+    new_size: [2] those of the level.
+    shape: height and width that the level is padded to.
+    rule: "half_pixel" is bilinear between pixel centres, without antialiasing
+      (TensorFlow 2, OpenCV, torch's default); "legacy" is bilinear with corner
+      pixels aligned at the origin (TensorFlow 1); "antialias" widens the
+      triangle when shrinking (`jax.image.resize`, Pillow).
+
+  Returns:
+    [*shape, c]; only the first `new_size` rows and columns mean anything.
+  """
+  for axis in range(2):
+    along = size[axis], new_size[axis], shape[axis]
+    if rule == "antialias":
+      image = _average(image, *along, axis=axis)
+    else:
+      image = _interpolate(image, *along, axis=axis, corners=rule == "legacy")
+  return image
+
+
+def _interpolate(image, size, new_size, length, *, axis, corners):
+  """Takes the two nearest rows (or columns) for each, by their nearness."""
+  step = size / jnp.maximum(new_size, 1)
+  target = jnp.arange(length, dtype=jnp.float32)
+  centre = target * step if corners else (target + 0.5) * step - 0.5
+  last = jnp.maximum(size - 1, 0)
+  centre = jnp.clip(centre, 0.0, last.astype(jnp.float32))
+  first = jnp.floor(centre).astype(jnp.int32)
+  second = jnp.minimum(first + 1, last)
+  share = (centre - first).reshape([-1 if i == axis else 1 for i in range(3)])
+  one, other = (jnp.take(image, rows, axis=axis) for rows in (first, second))
+  return one * (1.0 - share) + other * share
+
+
+def _average(image, size, new_size, length, *, axis):
+  """Averages the rows (or columns) under a triangle as wide as a step."""
+  step = size / jnp.maximum(new_size, 1)
+  target = jnp.arange(length, dtype=jnp.float32)
+  centre = (target + 0.5) * step - 0.5
+  source = jnp.arange(image.shape[axis], dtype=jnp.float32)
+  distance = jnp.abs(source[None, :] - centre[:, None])
+  weights = jnp.maximum(1.0 - distance / jnp.maximum(step, 1.0), 0.0)
+  weights = jnp.where(source[None, :] < size, weights, 0.0)
+  weights /= jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
+  sums = "oh,hwc->owc" if axis == 0 else "ow,hwc->hoc"
   precision = jax.lax.Precision.HIGHEST
-  image = jnp.einsum("oh,hwc->owc", rows, image, precision=precision)
-  return jnp.einsum("ow,hwc->hoc", columns, image, precision=precision)
+  return jnp.einsum(sums, weights, image, precision=precision)
 
 
 def _scores(features, attention, kind: Score):
@@ -197,7 +206,7 @@ def make_extractor(
     score_threshold: features below it are dropped.
     iou_threshold: see `keypoints.select`; 1 is the paper's choice.
     max_features: rows of the result.
-    resize: see `resize_weights`.
+    resize: see `resize_level`.
 
   Returns:
     extract(variables, reduction, pixels [b, h, w, 3] uint8, sizes [b, 2]) ->

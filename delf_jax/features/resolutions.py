@@ -105,7 +105,7 @@ def make_describer(
     sides: likewise.
     max_side: longest side of any photograph.
     power: see `sum_resolutions`.
-    resize: see `pyramid.resize_weights`.
+    resize: see `pyramid.resize_level`.
 
   Returns:
     describe(variables, reduction, pixels [b, h, w, 3] uint8, sizes [b, 2],
