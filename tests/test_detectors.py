@@ -78,7 +78,7 @@ def test_it_is_what_open_extractor_opens(kind):
 
 def test_what_nobody_knows_is_told_what_there_is():
   with pytest.raises(
-    InputError, match="delf_small, rootsift, sift, surf, surf_up"
+    InputError, match="delf_small, delf_fast, rootsift, sift, surf"
   ):
     extractors.open_extractor("surff")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 _DIRECTORY = Path(__file__).parent.parent / "checkpoints"
 DEFAULT = "delf_small"
-NAMES = (DEFAULT,)
+NAMES = (DEFAULT, "delf_fast")
 
 
 def shipped(name: str) -> Path | None:
