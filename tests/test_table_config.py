@@ -159,6 +159,7 @@ def test_small_rows_by_name():
     ("all", {"checkpoints.x": "run"}, r"checkpoints\.imagenet"),
     ("all", {"neighbours": "many"}, r"neighbours must be int, not 'many'"),
     ("all", {"features.max_side": 10.5}, r"must be int"),
+    ("all", {"rows": ("pca40",)}, r"config\.rows is what table1.*small,ROW"),
   ],
 )
 def test_what_does_not_exist_is_refused(variant, given, message):

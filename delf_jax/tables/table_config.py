@@ -143,6 +143,14 @@ def read_table(
   Raises:
     InputError: if there is no such variant or value.
   """
+  structure = ("table", "title", "variant", "rows", "columns", "small")
+  changed = sorted({path.partition(".")[0] for path in overrides})
+  changed = [name for name in changed if name in structure]
+  if changed:
+    raise InputError(
+      f"config.{changed[0]} is what {config['table']} consists of and stays as "
+      f"it is; a row is chosen behind the colon: --config FILE:small,ROW"
+    )
   variant = config["variant"]
   small = variant.split(",")[0] == "small"
   wanted = variant.removeprefix("small").removeprefix(",") or "all"
@@ -153,7 +161,6 @@ def read_table(
       f"{config['table']} has no row {variant!r}; expected all, small (on "
       f"synthetic landmarks), one of {', '.join(names)}, or small,ROW"
     )
-  structure = ("table", "title", "variant", "rows", "columns", "small")
   base = flatten(
     {key: value for key, value in config.items() if key not in structure}
   )
