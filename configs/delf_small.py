@@ -197,8 +197,7 @@ def get_config(variant: str = "small") -> ConfigDict:
 def _distil(config: ConfigDict) -> None:
   """Makes a stage of distillation of the one of correspondences.
 
-  Half the channels where the map is largest, which is where half the time of
-  extraction goes, and fewer units.
+  Half the channels where the map is largest, and fewer units.
   """
   config.model.units = (1, 1, 2)
   config.model.width = (16, 64, 256)

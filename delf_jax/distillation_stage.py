@@ -1,7 +1,6 @@
-"""The stage "distillation": what a config may say of it, and how it begins."""
+"""The stage "distillation": its teacher, and how a student begins."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,70 +14,26 @@ from delf_jax.training.distillation import Teacher
 STAGE = "distillation"
 
 
-@dataclasses.dataclass(frozen=True)
-class DistillationOptions:
-  """What `config.distillation` may say.
-
-  Attributes:
-    teacher: the checkpoint that is learned from: a path, or `delf_small`.
-    sources: see `data.pair_sources.open_pairs`; both views of a pair are
-      learned from, each by itself.
-    crop: side of the views.
-    batch_size: in pairs of views, over all devices of all processes.
-    steps: how many.
-    schedule: keyword arguments of `optimisers.make_schedule`.
-    optimiser: keyword arguments of `optimisers.make_optimiser`.
-    views: fields of `data.views.Views`.
-    augmentation: fields of `data.augmentation.Augmentation`.
-    held_out: sources to validate on; none of them has to have a path.
-    accumulate: parts of a batch, one after the other.
-    ema_decay: of running means of the parameters.
-    frozen: groups of parameters that stay as they are.
-  """
-
-  teacher: str
-  sources: Mapping[str, Mapping[str, Any]]
-  crop: int
-  batch_size: int
-  steps: int
-  schedule: Mapping[str, Any]
-  optimiser: Mapping[str, Any]
-  views: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  augmentation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  held_out: Mapping[str, Mapping[str, Any]] = dataclasses.field(
-    default_factory=dict
-  )
-  accumulate: int = 1
-  ema_decay: float = 0.0
-  frozen: tuple[str, ...] = ()
-
-  # What pairs of views need of points, which are not looked at here.
-  points = 1
-  family = 1
-
-
-def open_teacher(
-  options: DistillationOptions, network: Any
-) -> checkpoint.Model:
+def open_teacher(path: str, network: Any) -> checkpoint.Model:
   """Reads the teacher.
 
   Args:
-    options: of the stage.
+    path: of its checkpoint, or the name of one that comes with the package.
     network: the student.
 
   Raises:
     InputError: if there is none, or it extracts what the student cannot.
   """
-  if not options.teacher:
+  if not path:
     raise InputError(
       "config.distillation.teacher is not given; it is the checkpoint to learn "
       "from, as in --config.distillation.teacher=delf_small"
     )
-  model = checkpoint.load_model(options.teacher)
+  model = checkpoint.load_model(path)
   for one, whose in ((network, "the student"), (model.network, "the teacher")):
     if not isinstance(one, Delf):
       raise InputError(
-        f"{options.teacher}: distillation is of local features, and {whose} "
+        f"{path}: distillation is of local features, and {whose} "
         f"has none; see configs/delf_small.py"
       )
   differing = [
@@ -104,7 +59,7 @@ def open_teacher(
   ]
   if differing:
     raise InputError(
-      f"{options.teacher}: its features are others than the student's: "
+      f"{path}: its features are others than the student's: "
       f"{', '.join(differing)}; change config.model"
     )
   return model

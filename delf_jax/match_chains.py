@@ -35,9 +35,10 @@ SUPPORT_POWER = 0.25
 LEAST_SUPPORT = 0.01
 
 # A match by way of others needs this support to be called one, so that a single
-# mistake brings no place with it. On training photographs one in thirty right
-# ones is lost by it (delf_small; RootSIFT: one in thirteen) and none is wrong
-# either way; on drawings, where RootSIFT is far too sure, five of six wrong go.
+# mistake brings no place with it (tests/benchmarks/chains.py). On training
+# photographs one in thirty right ones is lost by it (delf_small; RootSIFT: one
+# in thirteen) and none is wrong either way; on drawings, where RootSIFT is far
+# too sure, five of six wrong ones go.
 CONVINCING = 0.15
 
 

@@ -18,7 +18,6 @@ from delf_jax import checkpoint, distillation_stage, look_alikes
 from delf_jax.data import landmarks, pair_sources, pipeline
 from delf_jax.data.augmentation import Augmentation
 from delf_jax.data.views import Views
-from delf_jax.distillation_stage import DistillationOptions
 from delf_jax.errors import InputError
 from delf_jax.global_descriptors import mined_batches, ranking_stage
 from delf_jax.global_descriptors.ranking_stage import RankingOptions
@@ -68,9 +67,9 @@ class StageOptions:
   frozen: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class PairOptions:
-  """What `config.correspondence` may say.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+  """What a config may say of a stage that sees pairs of views.
 
   Attributes:
     sources: see `data.pair_sources.open_pairs`.
@@ -79,17 +78,11 @@ class PairOptions:
     steps: how many.
     schedule: keyword arguments of `optimisers.make_schedule`.
     optimiser: keyword arguments of `optimisers.make_optimiser`.
-    points: of a pair, at most.
-    family: of so many pairs of a batch, all but the first look like that to
-      the network that the stage begins with (`look_alikes.find`); 1: all are
-      drawn by chance.
     views: fields of `data.views.Views`.
     augmentation: fields of `data.augmentation.Augmentation`.
-    loss: keyword arguments of `training.correspondence.contrast`.
     held_out: sources to validate on; none of them has to have a path.
-    accumulate: parts of a batch, which are not compared with each other.
+    accumulate: parts of a batch, one after the other.
     ema_decay: of running means of the parameters.
-    reconstruction_weight: of the error of the decoder.
     frozen: groups of parameters that stay as they are.
   """
 
@@ -99,21 +92,51 @@ class PairOptions:
   steps: int
   schedule: Mapping[str, Any]
   optimiser: Mapping[str, Any]
-  points: int = 64
-  family: int = 1
   views: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   augmentation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  loss: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   held_out: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )
   accumulate: int = 1
   ema_decay: float = 0.0
-  reconstruction_weight: float = 1.0
   frozen: tuple[str, ...] = ()
 
 
-Options = StageOptions | PairOptions | DistillationOptions | RankingOptions
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairOptions(ViewOptions):
+  """What `config.correspondence` may say; parts of a batch are not compared.
+
+  Attributes:
+    points: of a pair, at most.
+    family: of so many pairs of a batch, all but the first look like that to
+      the network that the stage begins with (`look_alikes.find`); 1: all are
+      drawn by chance.
+    loss: keyword arguments of `training.correspondence.contrast`.
+    reconstruction_weight: of the error of the decoder.
+  """
+
+  points: int = 64
+  family: int = 1
+  loss: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  reconstruction_weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationOptions(ViewOptions):
+  """What `config.distillation` may say; it learns from each view by itself.
+
+  Attributes:
+    teacher: the checkpoint that is learned from: a path, or `delf_small`.
+  """
+
+  teacher: str
+
+  # What pairs of views need of points, which are not looked at here.
+  points = 1
+  family = 1
+
+
+Options = StageOptions | ViewOptions | RankingOptions
 
 
 def read_options(kind: type, values: Mapping[str, Any], name: str) -> Any:
@@ -206,7 +229,7 @@ def check_batch(stage: str, options: Options, devices: int) -> None:
 
 
 def training_batches(
-  options: StageOptions | PairOptions | DistillationOptions,
+  options: StageOptions | ViewOptions,
   data: landmarks.Dataset,
   *,
   seed: int,
@@ -241,7 +264,7 @@ def training_batches(
     "process_count": jax.process_count(),
     **loader,
   }
-  if isinstance(options, PairOptions | DistillationOptions):
+  if isinstance(options, ViewOptions):
     source = pair_sources.open_pairs(options.sources)
     alike = None
     if options.family > 1:

@@ -250,7 +250,9 @@ def run_stage(stage: str, run: Run) -> tuple[Run, validation.Validator]:
     train=run.data.train,
     source=run.data.validation,
     benchmark=run.benchmark,
-    side=getattr(options, "resize", 0) or options.crop,
+    side=options.resize
+    if isinstance(options, stages.StageOptions)
+    else options.crop,
     reduction_dim=run.config["reduction"]["dim"],
   )
   run.journal.resume(stage, first)
@@ -380,7 +382,7 @@ def _learning(stage: str, options: stages.Options, run: Run) -> Learning:
       lambda model: ranking_stage.begin(model, options, run.data.train),
     )
   if stage == stages.DISTILLED:
-    model = distillation_stage.open_teacher(options, network)
+    model = distillation_stage.open_teacher(options.teacher, network)
     teacher = distillation_stage.make_teacher(model)
     objective = distillation.make_objective(
       network, teacher=teacher, normalise=run.model.normalisation

@@ -8,7 +8,6 @@ from PIL import Image
 
 from configs import delf_small
 from delf_jax import checkpoint, distillation_stage, journal, train
-from delf_jax.distillation_stage import DistillationOptions
 from delf_jax.errors import InputError
 from delf_jax.models.normalisation import NORMALISATIONS
 from delf_jax.training import distillation
@@ -25,14 +24,6 @@ TEACHER = {
   "code_dim": 6,
 }
 STUDENT = {**TEACHER, "width": (2, 4, 8), "num_classes": 0}
-OPTIONS = {
-  "sources": {},
-  "crop": 64,
-  "batch_size": 4,
-  "steps": 1,
-  "schedule": {},
-  "optimiser": {},
-}
 
 
 def build(settings, seed, axis_name=None):
@@ -261,16 +252,14 @@ def test_teachers_of_other_features_are_refused(change, says, tmp_path):
   if "units" in change:
     settings |= {"width": (4, 4), "feature_stage": "conv3"}
   network = checkpoint.build_network(**settings)
-  options = DistillationOptions(teacher=path, **OPTIONS)
   with pytest.raises(InputError, match=says):
-    distillation_stage.open_teacher(options, network)
+    distillation_stage.open_teacher(path, network)
 
 
 def test_no_teacher_and_no_local_features_are_refused(tmp_path):
   network = checkpoint.build_network(**STUDENT)
-  options = DistillationOptions(teacher="", **OPTIONS)
   with pytest.raises(InputError, match="teacher is not given"):
-    distillation_stage.open_teacher(options, network)
+    distillation_stage.open_teacher("", network)
   path = save(build(TEACHER, 0), tmp_path / "teacher")
   other = checkpoint.build_network(
     units=(1, 1),
@@ -280,9 +269,8 @@ def test_no_teacher_and_no_local_features_are_refused(tmp_path):
     feature_stage="conv2",
     descriptor={"pooling": "spoc"},
   )
-  options = DistillationOptions(teacher=path, **OPTIONS)
   with pytest.raises(InputError, match="the student has none"):
-    distillation_stage.open_teacher(options, other)
+    distillation_stage.open_teacher(path, other)
 
 
 def run_config(folder, teacher):

@@ -164,8 +164,6 @@ def measure(truth, known, strangers, most) -> dict[str, float]:
 
   def rank(query, found):
     followed = chains(query, found, known, most)
-    if not most:
-      return sorted(found.items(), key=lambda one: -one[1])
     scores = {path: chain.score for path, chain in followed.items()}
     return sorted(scores.items(), key=lambda one: -one[1])
 
